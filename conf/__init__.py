@@ -1,0 +1,1 @@
+"""The configuration of mlproj: Hydra groups, installed as the package `mlproj.conf`."""
