@@ -30,9 +30,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=f">={cfg['min_python']}",
-    packages=find_packages(include=["mlproj", "mlproj.*"]) + conf,
-    package_dir={"mlproj.conf": "conf"},
-    package_data={"mlproj.conf": ["*.yaml", "**/*.yaml"]},
+    packages=find_packages(include=["mlproj", "mlproj.*"]) + conf + ["mlproj.reports"],
+    # the report templates are notebooks: they stand with the notebooks, and in the package as mlproj.reports
+    package_dir={"mlproj.conf": "conf", "mlproj.reports": "nbs/reports"},
+    package_data={"mlproj.conf": ["*.yaml", "**/*.yaml"], "mlproj.reports": ["*.ipynb"]},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={

@@ -73,10 +73,7 @@ def wandb_logger(folder, project: str, run_id: str, mode: str, config: dict):
     import wandb
     from pytorch_lightning.loggers import WandbLogger
     settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True, save_code=False, init_timeout=20)
-    try:
-        logger = WandbLogger(save_dir=folder, project=project, id=run_id, name=run_id, offline=mode == "offline", settings=settings, config=config)
-        logger.experiment  # starts it
-        return logger
+    try: return WandbLogger(experiment=wandb.init(dir=folder, project=project, id=run_id, name=run_id, mode=mode, settings=settings, config=config))
     except Exception as error:  # whatever W&B raises, the result does not depend on it
         logging.getLogger("mlproj").warning("W&B cannot start (%s); the run goes on, its facts stand in the ledger", str(error).splitlines()[0])
         return None

@@ -1,0 +1,60 @@
+"The real config: every option of every group composes, and what it names can be made."
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlproj.pipeline import call, checked, compose, target
+from mlproj.project import ConfigError
+
+CONF = Path(__file__).resolve().parents[1]/"conf"
+OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "contracts"]
+
+
+@pytest.fixture(scope="module")
+def features():
+    from mlproj.data.contract import infer_contract
+    from mlproj.data.profile import Profile
+    from mlproj.train.features import fit_features
+    import polars as pl
+    profile = Profile.of(pl.DataFrame(dict(hour=[5, 6, 7], origin=["JFK", "LGA", None])))
+    return fit_features(profile, infer_contract(profile, "flights", ["hour", "origin"]))
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_what_it_names_can_be_made(option, features):
+    config = compose([option])
+    from mlproj.train.evaluate import Gate
+    from mlproj.data.split import time_split
+    assert Gate.of(config.gate.criteria).criteria
+    assert time_split(config.data.time, config.split.train_before, config.split.validation_before, config.split.zone)
+    assert callable(target(config.data.source, "data.source"))
+    for section in ("baseline", "model"): assert hasattr(call(getattr(config, section), section, features=features), "predict")
+
+
+def test_the_default_is_the_flights_with_slices_and_a_gate_over_the_baseline():
+    config = compose()
+    assert config.data.name == "flights" and config.evaluate.slices == ["origin", "carrier"]
+    assert {c["at_least"] for c in config.gate.criteria.values()} == {0.01}
+
+
+def test_nothing_known_only_after_departure_is_a_feature():
+    assert not set(compose().data.features) & {"dep_time", "dep_delay", "arr_time", "arr_delay", "air_time", "late"}
+
+
+@pytest.mark.parametrize("override, said", [
+    ("+train.epochs=3", "epochs"), ("train.max_epochs=many", "train.max_epochs"), ("+model.hiden=3", "hiden"), ("tracking.mode=wandb", "tracking.mode"),
+    ("baseline._target_=mlproj.nothing.Here", "mlproj.nothing.Here"), ("data.source._target_=flights", "data.source"), ("++data.features=3", "features")])
+def test_a_wrong_key_or_value_is_named(override, said):
+    with pytest.raises(ConfigError, match=said): compose([override])
+
+
+def test_every_group_has_a_comment_that_says_what_it_is_for():
+    for path in CONF.rglob("*.yaml"):
+        if path.name == "contract.yaml": continue
+        assert "#" in path.read_text(), f"{path.relative_to(CONF)} explains nothing"
+
+
+def test_the_committed_contract_has_every_feature_of_the_config():
+    contract = yaml.safe_load((CONF/"contracts"/"flights.yaml").read_text())
+    assert set(compose().data.features) <= set(contract["columns"])
