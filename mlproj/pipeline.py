@@ -248,14 +248,14 @@ def features_stage(c: Context) -> None:
 # %% ../nbs/50_pipeline.ipynb #6a9b497d
 def baseline_stage(c: Context) -> None:
     "Write the criteria down; then fit the baseline."
-    from mlproj.train.evaluate import Gate, rank, score
+    from mlproj.train.evaluate import Gate, score
     gate = Gate.of(c.config.gate.criteria)
     c.run.record("criteria", criteria=gate.plain())
     with c.stage("baseline") as (folder, figures, said):
         train, validation = c.values["tensors"]["train"], c.values["tensors"]["validation"]
         baseline = call(c.config.baseline, "baseline", features=c.values["features"]).fit(train)
         write_atomic(folder/"baseline.onnx", baseline.graph().SerializeToString(deterministic=True))
-        found = score(rank(validation.y, baseline.predict(validation.x_numbers, validation.x_codes)))
+        found = score(validation.y, baseline.predict(validation.x_numbers, validation.x_codes))
         figures.update(found)
         said.append(f"{type(baseline).__name__.lower()}: validation " + ", ".join(f"{metric.replace('_', ' ')} {value:.4f}" for metric, value in found.items()))
     c.values.update(baseline=baseline, gate=gate)

@@ -67,7 +67,7 @@ def calibration_plot(bins: list[dict], thing: str = "row", positive: str = "posi
     ax.plot([0, top], [0, top], color=GREY, lw=1, ls="--")
     ax.plot(x, y, color=BLUE, marker="o", ms=5)
     ax.set(xlabel=f"predicted probability of being {positive}, %", ylabel=f"{thing}s that were {positive}, %", xlim=(0, top), ylim=(0, top))
-    ax.annotate("as predicted", (top*.84, top*.86), color=GREY, rotation=41, ha="center", va="bottom", fontsize=8)
+    ax.annotate("as predicted", (top, top*.9), color=GREY, ha="right", va="top", fontsize=8)
     return show(fig)
 
 # %% ../nbs/51_report.ipynb #fc30759c
