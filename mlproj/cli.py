@@ -26,10 +26,11 @@ def run(ctx: typer.Context):
     from omegaconf.errors import OmegaConfBaseException
     from mlproj.pipeline import checked, conf_folder, run as run_pipeline
     from mlproj.report import render
-    folder, command, sweep = conf_folder(), ["mlproj", "run", *ctx.args], "-m" in ctx.args or "--multirun" in ctx.args
-    os.environ["HYDRA_FULL_ERROR"], sys.argv = "1", command[1:]  # errors come to us, and not to Hydra's printer
+    folder, command, failed = conf_folder(), ["mlproj", "run", *ctx.args], []
+    sweep = _check_flags(ctx.args)
+    # errors come to us, and not to Hydra's printer; its parser wants -m before the overrides
+    os.environ["HYDRA_FULL_ERROR"], sys.argv = "1", ["run", *["-m"]*sweep, *(a for a in ctx.args if a not in SWEEP)]
 
-    failed = []
     def task(cfg):
         try: _closing(run_pipeline(checked(cfg), render=render, command=command), sweep)
         except Exception as error: failed.append(error)  # what Hydra catches it prints; and a sweep goes on
