@@ -18,6 +18,20 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=N
                   help="Write the model in notebooks; ship exactly that; know within a day when it stops being true.")
 
 # %% ../nbs/52_cli.ipynb #254a10a1
+SWEEP, HYDRA = ("-m", "--multirun"), ("--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--hydra-help", "--config-dir", "-cd")
+
+def _check_flags(args) -> bool:
+    "Whether this is a sweep. Raises `ConfigError` for a flag that is none of Hydra's: mostly an override with dashes."
+    for arg in args:
+        if arg.startswith("-") and arg.partition("=")[0] not in (*SWEEP, *HYDRA): raise ConfigError(f"option {arg!r} is unknown", "mlproj run", f"an override has no dashes: {arg.lstrip('-')}")
+    return any(a in SWEEP for a in args)
+
+def _in_short(text: str) -> str:
+    "Hydra's message without its advice to add unknown keys, which would be refused, and without its internals."
+    text = re.sub(r"To append to your config use \S+|full_key: \S*|object_type=\S*|See https?://\S+( for details)?|Config search path:.*", "", text, flags=re.S)
+    return " ".join(text.split()).rstrip(".")
+
+# %% ../nbs/52_cli.ipynb #5f064669
 @app.command(context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
 def run(ctx: typer.Context):
     """From raw files to a registered model, with a report. Overrides follow: mlproj run train.max_epochs=3; a sweep: mlproj run -m seed=0,1,2"""
@@ -40,19 +54,7 @@ def run(ctx: typer.Context):
     for error in failed[1:]: print(f"mlproj: {error}", file=sys.stderr)
     if failed: raise failed[0]
 
-SWEEP, HYDRA = ("-m", "--multirun"), ("--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--hydra-help", "--config-dir", "-cd")
-
-def _check_flags(args) -> bool:
-    "Whether this is a sweep. Raises `ConfigError` for a flag that is none of Hydra's: mostly an override with dashes."
-    for arg in args:
-        if arg.startswith("-") and arg.partition("=")[0] not in (*SWEEP, *HYDRA): raise ConfigError(f"option {arg!r} is unknown", "mlproj run", f"an override has no dashes: {arg.lstrip('-')}")
-    return any(a in SWEEP for a in args)
-
-def _in_short(text: str) -> str:
-    "Hydra's message without its advice to add unknown keys, which would be refused, and without its internals."
-    text = re.sub(r"To append to your config use \S+|full_key: \S*|object_type=\S*|See https?://\S+( for details)?|Config search path:.*", "", text, flags=re.S)
-    return " ".join(text.split()).rstrip(".")
-
+# %% ../nbs/52_cli.ipynb #399a67cf
 def _closing(done, sweep: bool) -> None:
     "Say what comes next."
     from mlproj.pipeline import Console

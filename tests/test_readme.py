@@ -1,5 +1,5 @@
 "The README tells the truth: its commands exist and run, and every command and chapter is in it."
-import re
+import itertools, re, shlex
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,7 @@ def test_the_folders_in_the_readme_exist():
 def test_a_command_of_the_readme_runs(trained, command):
     from mlproj.serve.registry import Registry
     version = Registry(trained.folder/"bentoml").versions("flights")[-1].tag
-    done = trained(*re.sub(r"flights:\S+", version, command).replace('"', "").split()[1:])
+    done = trained(*shlex.split(re.sub(r"flights:\S+", version, command))[1:])
     if command.startswith("mlproj rollback"): assert "no earlier version" in done.stderr or done.returncode == 0  # one run has nothing to go back to
     else: assert done.returncode == 0 and done.stdout + ("sync" in command)*" ", done.stderr
 
@@ -45,6 +45,5 @@ def test_a_command_of_the_readme_runs(trained, command):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("mlproj run")])
 def test_the_overrides_of_a_run_in_the_readme_compose(command):
     from mlproj.pipeline import compose
-    import itertools
     overrides = [a for a in command.split()[2:] if a != "-m"]
     for chosen in itertools.product(*[[f"{a.partition('=')[0]}={v}" for v in a.partition("=")[2].split(",")] for a in overrides]): assert compose(chosen)
