@@ -100,7 +100,7 @@ def _since(at, now) -> str:
     return f"{at:%Y-%m-%d %H:%M} UTC (now)"
 
 @app.command()
-def promote(model: str = typer.Argument(help="NAME:VERSION"), alias: str = "champion", reason: str = typer.Option(..., help="Why; it stands in the history")):
+def promote(model: str = typer.Argument(help="NAME:VERSION"), alias: str = "champion", reason: str = typer.Option("", help="Why; it stands in the history")):
     "Make a version the champion."
     from mlproj.serve.registry import Registry
     entry = Registry().promote(model, alias, reason)
@@ -139,10 +139,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     try: code = app(prog_name="mlproj", standalone_mode=False)
     except MlprojError as error: code = _fail(f"mlproj: {error}", error.exit_code)
-    except (KeyboardInterrupt, typer.Abort): code = _fail("mlproj: interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort): code = 130
+    except SystemExit as stopped: code = stopped.code
+    except OSError as error: code = _fail(f"mlproj: {error.filename or 'disk'}: {error.strerror or error}; check the path, its permissions and the space on the disk", 1)
     except Exception as error:
         if not hasattr(error, "format_message"): raise  # what Click raises for a wrong command line
         code = _fail(f"mlproj: {error.format_message()}", getattr(error, "exit_code", 2))
+    if code in (130, 143): _fail("mlproj: " + {130: "interrupted", 143: "terminated"}[code] + "; nothing is half-written, the next run starts anew", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 def _fail(text: str, code: int) -> int:

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 
-from .project import sha256, to_json
+from .project import ConfigError, sha256, to_json
 
 # %% ../nbs/01_fingerprint.ipynb #b72a23cf
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ def source_digest(source: str) -> str:
 
 # %% ../nbs/01_fingerprint.ipynb #cc958067
 def code_digests(package: str) -> dict[str, str]:
-    "The digest of every module of a package, by its dotted name, without importing any of them. An unknown package has none."
+    "The digest of every module of a package, or of a module that is one file, by dotted name, without importing any. Raises `ConfigError` for an unknown one."
     spec = util.find_spec(package.partition(".")[0])
-    if spec is None: return {}
+    if spec is None: raise ConfigError(f"package {package!r} cannot be found", "fingerprint")
+    if not spec.submodule_search_locations: return {spec.name: source_digest(Path(spec.origin).read_text(encoding="utf-8"))}
     digests = {}
     for root in map(Path, spec.submodule_search_locations or ()):
         for file in sorted(root.rglob("*.py")):

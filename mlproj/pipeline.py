@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'CardConfig', 'DataConfig', 'SplitConfig', 'TrainConfig', 'GateConfig', 'TrackingConfig', 'EvaluateConfig',
-           'RegistryConfig', 'RunConfig', 'checked', 'target', 'call', 'compose', 'conf_folder', 'Console', 'Context',
-           'data_stage', 'check_roles', 'contract_stage', 'split_stage', 'features_stage', 'baseline_stage',
+           'RegistryConfig', 'RunConfig', 'checked', 'target', 'call', 'guarded', 'compose', 'conf_folder', 'Console',
+           'Context', 'data_stage', 'check_roles', 'contract_stage', 'split_stage', 'features_stage', 'baseline_stage',
            'train_stage', 'evaluate_stage', 'gate_stage', 'bundle_stage', 'registry_stage', 'report_stage', 'run']
 
 # %% ../nbs/50_pipeline.ipynb #98d730e0
-import importlib, inspect, os, resource, sys, time
+import importlib, inspect, os, resource, sys, time, traceback
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from .ledger import Ledger, Run, stage, utc_now
 from .project import ConfigError, GateError, MlprojError, Project, write_atomic, write_json
@@ -56,6 +56,7 @@ class TrainConfig:
     batch_size: int
     accelerator: str = "auto"
     precision: str = "32-true"
+    threads: Optional[int] = None
 
 # %% ../nbs/50_pipeline.ipynb #d98dc7fe
 @dataclass
@@ -84,6 +85,8 @@ class RunConfig:
 # %% ../nbs/50_pipeline.ipynb #6477b4f0
 def checked(cfg) -> RunConfig:
     "A composed config as a `RunConfig`. Raises `ConfigError` that names a key that is unknown, missing or of the wrong type."
+    from mlproj.serve.registry import legal
+    from mlproj.train.evaluate import Gate
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     try:
@@ -91,6 +94,10 @@ def checked(cfg) -> RunConfig:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), cfg))
     except OmegaConfBaseException as error: raise ConfigError(str(error).splitlines()[0], getattr(error, "full_key", "") or "config", "see conf/") from None
     if config.tracking.mode not in ("offline", "online", "disabled"): raise ConfigError(f"{config.tracking.mode!r} is unknown", "tracking.mode", "offline, online or disabled")
+    if not 0 <= config.seed < 2**32: raise ConfigError(f"seed is {config.seed}", "seed", "0 to 4294967295")
+    if config.evaluate.replicates < 2: raise ConfigError(f"replicates is {config.evaluate.replicates}", "evaluate.replicates", "2 or more")
+    legal(config.data.name, "data.name")
+    Gate.of(config.gate.criteria)
     for key in ("baseline", "model"): target(getattr(config, key), key)
     target(config.data.source, "data.source")
     return config
@@ -110,10 +117,19 @@ def target(section: dict, where: str):
     return found
 
 def call(section: dict, where: str, **more):
-    "Call the `_target_` of a section with its keys."
-    found = target(section, where)
-    try: return found(**{k: v for k, v in section.items() if k != "_target_"}, **more)
+    "Call the `_target_` of a section with its keys. What it raises becomes a `ConfigError` that says where in its code."
+    found, given = target(section, where), {**{k: v for k, v in section.items() if k != "_target_"}, **more}
+    try: inspect.signature(found).bind(**given)
     except TypeError as error: raise ConfigError(str(error), where, f"see the signature of {section['_target_']}") from None
+    return guarded(lambda: found(**given), where)
+
+def guarded(action, where: str):
+    "Call, and turn what is raised by other people's code into one line: what, the config section, and the file and line of it."
+    try: return action()
+    except MlprojError: raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise ConfigError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", where, f"raised in {frame.filename}, line {frame.lineno}") from error
 
 # %% ../nbs/50_pipeline.ipynb #db63aac5
 def compose(overrides=()) -> RunConfig:
@@ -174,8 +190,10 @@ class Context:
 def data_stage(c: Context) -> None:
     "Call the dataset function, keep the accounts of its joins, and take a snapshot of the table."
     from mlproj.data.snapshot import take_snapshot
+    from mlproj.data.source import Dataset
     with c.stage("data") as (folder, figures, said):
         data = call(c.config.data.source, "data.source")
+        if not isinstance(data, Dataset): raise ConfigError(f"{c.config.data.source['_target_']} returned {type(data).__name__}", "data.source", "a dataset function returns a mlproj.data.source.Dataset")
         snapshot = take_snapshot(data.frame, c.project.store/"tables"/c.config.data.name)
         write_json(folder/"snapshot.json", asdict(snapshot))
         write_json(folder/"joins.json", dict(joins=[asdict(j) for j in data.joins], excluded=dict(data.excluded)))
@@ -184,12 +202,15 @@ def data_stage(c: Context) -> None:
     c.values.update(snapshot=snapshot, frame=snapshot.verify(), snapshot_digest=snapshot.digest, joins=data.joins)
 
 # %% ../nbs/50_pipeline.ipynb #a8bbbd59
-def check_roles(frame, d: DataConfig) -> None:
-    "Raise when a column that the config names is not in the table, or time and label are of kinds that cannot be."
+def check_roles(frame, config: RunConfig, contract=None) -> None:
+    "Raise when a column that the config names is not in the table, time and label are of kinds that cannot be, or the contract says otherwise."
     import polars as pl
-    for role, names in dict(time=[d.time], label=[d.label], key=d.key, features=d.features).items():
+    d = config.data
+    for role, names in {"data.time": [d.time], "data.label": [d.label], "data.key": d.key, "data.features": d.features, "evaluate.slices": config.evaluate.slices}.items():
         for name in names:
-            if name not in frame.columns: raise ConfigError(f"column {name!r} is not in the table", f"data.{role}", "it has: " + ", ".join(frame.columns))
+            if name not in frame.columns: raise ConfigError(f"column {name!r} is not in the table", role, "it has: " + ", ".join(frame.columns))
+    if contract and (contract.time, contract.label, list(contract.key)) != (d.time, d.label, list(d.key)):
+        raise ConfigError(f"time, label and key are {d.time}, {d.label}, {d.key}, and in the contract {contract.time}, {contract.label}, {list(contract.key)}", f"data and {d.contract}", "make them equal")
     if not isinstance(frame.schema[d.time], pl.Datetime): raise ConfigError(f"column {d.time!r} is {frame.schema[d.time]}", "data.time", "a split by time needs instants: a Datetime with a zone")
     if frame.schema[d.label] != pl.Boolean: raise ConfigError(f"column {d.label!r} is {frame.schema[d.label]}", "data.label", "a binary task needs a Boolean")
     if d.label in d.features: raise ConfigError(f"the label {d.label!r} is among the features", "data.features", "take it out")
@@ -198,14 +219,16 @@ def contract_stage(c: Context) -> None:
     "Enforce the contract on the snapshot, or infer it from the training part if there is none; profile the training part."
     from mlproj.data.contract import enforce, infer_contract, load_contract, save_contract
     from mlproj.data.profile import Profile, save_profile
-    from mlproj.data.split import describe_split, time_split
+    from mlproj.data.split import check_key, describe_split, time_split
     d, s, frame, path = c.config.data, c.config.split, c.values["frame"], c.project.root/c.config.data.contract
     with c.stage("contract") as (folder, figures, said):
         known = load_contract(path) if path.exists() else None
         found = enforce(known, frame, f"table {d.name!r}") if known else ()
-        check_roles(frame, d)
+        check_roles(frame, c.config, known)
         split = time_split(d.time, s.train_before, s.validation_before, s.zone)
-        if not known: describe_split(split, frame, d.label)  # no contract from rows that cannot teach
+        if not known:  # no contract from rows that cannot teach
+            describe_split(split, frame, d.label)
+            check_key(frame, d.key)
         profile = Profile.of(split.part(frame, "train").collect())
         if not known: save_contract(infer_contract(profile, d.name, d.features, d.key, d.time, d.label, d.units, d.descriptions, f"training part of snapshot {c.values['snapshot']}"), path)
         contract = replace(load_contract(path), features=tuple(d.features))
@@ -253,7 +276,8 @@ def baseline_stage(c: Context) -> None:
     c.run.record("criteria", criteria=gate.plain())
     with c.stage("baseline") as (folder, figures, said):
         train, validation = c.values["tensors"]["train"], c.values["tensors"]["validation"]
-        baseline = call(c.config.baseline, "baseline", features=c.values["features"]).fit(train)
+        baseline = call(c.config.baseline, "baseline", features=c.values["features"])
+        guarded(lambda: baseline.fit(train), "baseline")
         write_atomic(folder/"baseline.onnx", baseline.graph().SerializeToString(deterministic=True))
         found = score(validation.y, baseline.predict(validation.x_numbers, validation.x_codes))
         figures.update(found)
@@ -267,7 +291,8 @@ def train_stage(c: Context) -> None:
     model_class = target(c.config.model, "model")
     if not hasattr(model_class, "training_step"):
         with c.stage("train") as (folder, figures, said):
-            model = call(c.config.model, "model", features=c.values["features"]).fit(c.values["tensors"]["train"])
+            model = call(c.config.model, "model", features=c.values["features"])
+            guarded(lambda: model.fit(c.values["tensors"]["train"]), "model")
             said.append(f"{type(model).__name__}, fitted as the baseline was")
     else:
         import pytorch_lightning as pl
@@ -276,12 +301,12 @@ def train_stage(c: Context) -> None:
             pl.seed_everything(c.config.seed, workers=True, verbose=False)
             model = call(c.config.model, "model", features=c.values["features"])
             logger = wandb_logger(c.run.path, c.config.tracking.project, c.run.id, c.config.tracking.mode, asdict(c.config))
+            c.values.update(logger=logger)
             fitted = fit(model, c.values["tensors"]["train"], c.values["tensors"]["validation"], folder, max_epochs=t.max_epochs, batch_size=t.batch_size,
-                         seed=c.config.seed, accelerator=t.accelerator, precision=t.precision, progress=c.console.live, logger=logger)
+                         seed=c.config.seed, accelerator=t.accelerator, precision=t.precision, threads=t.threads, progress=c.console.live, logger=logger)
             size = sum(p.numel() for p in model.parameters())
             figures.update(parameters=size, **{k: v for k, v in asdict(fitted).items() if k not in ("scores", "seconds")}, scores=list(fitted.scores))
             said.append(f"{type(model).__name__}, {size:,} parameters: best epoch {fitted.best_epoch} of {fitted.epochs}, validation average precision {max(fitted.scores):.4f}; {fitted.rows_per_second:,.0f} rows/s")
-            c.values.update(logger=logger)
     c.values.update(model=model)
 
 # %% ../nbs/50_pipeline.ipynb #8d6dbbf9
@@ -293,14 +318,15 @@ def evaluate_stage(c: Context) -> None:
         scores = {}
         for name in ("validation", "test"):
             t = c.values["tensors"][name]
-            scores[name] = (t.y, *(c.values[m].predict(t.x_numbers, t.x_codes) for m in ("model", "baseline")))
-        y, p, p_baseline = scores["test"]
+            day = c.values["parts"][name][c.config.data.time].dt.convert_time_zone(c.config.split.zone).dt.date().to_physical().to_numpy()
+            scores[name] = (t.y, *(c.values[m].predict(t.x_numbers, t.x_codes) for m in ("model", "baseline")), day)
+        y, p, p_baseline, _ = scores["test"]
         card = Scorecard({name: compare(*s, e.replicates, c.config.seed) for name, s in scores.items()},
                          by_slice(c.values["parts"]["test"], e.slices, y, p, p_baseline), calibration(y, p), decisions(y, p))
         save_scorecard(card, folder/"scorecard.json")
         figures.update({f"{part}_{metric}": m["model"]["value"] for part, metrics in card.metrics.items() for metric, m in metrics.items()})
         said.append(f"{type(c.values['model']).__name__} beside {type(c.values['baseline']).__name__}, {len(card.slices)} slices")
-    head = ("part", "metric", "n", "model (95% interval)", "baseline", "gain (95% interval)")
+    head = ("part", "metric", "n", "model (95% interval by day)", "baseline", "gain (95% interval by day)")
     rows = [head, *scorecard_rows(card)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     for row in rows: c.console.line("", "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip(), style="dim" if row is head else "")
@@ -375,17 +401,24 @@ def _ended(error: BaseException | None) -> str:
     if isinstance(error, GateError): return "rejected"
     return "interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed"
 
+def _fingerprint(c: Context):
+    "The fingerprint of a run: mlproj and the packages of every `_target_`, the snapshot, and the config with the text of the contract as it stood before."
+    from mlproj.fingerprint import fingerprint
+    packages = {"mlproj", *(section["_target_"].partition(".")[0] for section in (c.config.data.source, c.config.baseline, c.config.model))}
+    contract = c.project.root/c.config.data.contract
+    return fingerprint(sorted(packages), c.values["snapshot_digest"], asdict(c.config) | dict(contract=contract.read_text() if contract.exists() else ""))
+
 def run(config: RunConfig, project: Project | None = None, render=None, console: Console | None = None, command=()) -> Run:
     "Run all stages. `render(run)` makes the report. Raises what a stage raises, and `GateError` when the model did not pass."
-    from mlproj.fingerprint import fingerprint
+    from mlproj.serve.registry import Registry
     project, plain = project or Project.find(), asdict(config)
+    Registry().home.mkdir(parents=True, exist_ok=True)  # a registry that cannot be written to should not cost a training first
     ledger_run = Ledger(project.store/"runs").start(plain, list(command))
     c, begun, ended = Context(config, project, ledger_run, console or Console(), render), time.monotonic(), None
     try:
         for each in STAGES:
             if each is contract_stage:  # the data are known: so is all that the result depends on
-                packages = {"mlproj", config.data.source["_target_"].partition(".")[0], config.model["_target_"].partition(".")[0]}
-                ledger_run.record("fingerprint", fingerprint=asdict(fingerprint(sorted(packages), c.values["snapshot_digest"], plain)))
+                ledger_run.record("fingerprint", fingerprint=asdict(_fingerprint(c)))
             each(c)
         if not c.values["passed"]:
             raise GateError("the model did not pass: " + "; ".join(v.said for v in c.values["verdicts"] if not v.passed), f"run {ledger_run.id}", "the champion stays; the report says where it is weak")

@@ -117,6 +117,8 @@ def template_path(name: str) -> Path:
 def render(run: Run, template: str = "model_card") -> Path:
     "Run a report template for a run, and write `report.html` and the executed notebook into its folder. Raises `MlprojError` that names the cell that failed."
     import nbformat, papermill
+    if template == "model_card" and not run.stage_folder("gate").exists():
+        raise MlprojError(f"ended as {run.status} before it was evaluated, so there is nothing to report", f"run {run.id}", "start another: mlproj run")
     from traitlets.config import Config
     sockets = Config(KernelManager=dict(transport="ipc"))  # the kernel listens on files of ours, and not on ports that others can reach
     with tempfile.TemporaryDirectory() as folder:

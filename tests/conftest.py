@@ -18,8 +18,8 @@ class Shell:
 
     @property
     def env(self) -> dict:
-        # the checkout comes first, so that a test never runs an older, installed copy
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        # the checkout comes first, so that a test never runs an older, installed copy; then modules that a test writes
+        path = os.pathsep.join(filter(None, [str(ROOT), str(self.folder), os.environ.get("PYTHONPATH")]))
         return {**os.environ, "MLPROJ_STORE": str(self.folder/"store"), "BENTOML_HOME": str(self.folder/"bentoml"), "PYTHONPATH": path, "BENTOML_DO_NOT_TRACK": "True"}
 
     @property

@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from conftest import ROOT
 from mlproj.examples.flights import data_folder
 
 STAGES = ["data", "contract", "split", "features", "baseline", "train", "evaluate", "gate", "bundle", "registry", "report"]
@@ -65,6 +66,7 @@ def test_equal_seeds_give_equal_models(mlproj):
 def test_a_sweep_runs_every_combination(mlproj):
     done = mlproj(*mlproj.small("-m", "seed=0,1", "model=logistic"))
     assert done.returncode == 0, done.stderr
+    assert not list(ROOT.glob("multirun*"))  # nothing beside the store
     assert sorted(json.loads((run/"config.json").read_text())["seed"] for run in mlproj.runs()) == [0, 1]
 
 
@@ -111,10 +113,37 @@ BAD = dict(
     unknown_feature=(["data.features=[distance,gate]"], "column 'gate' is not in the table"),
     unknown_slice=(["evaluate.slices=[gate]"], "column 'gate' is not in the table"),
     impossible_epochs=(["train.max_epochs=0"], "max_epochs is 0"),
+    impossible_dropout=(["model.dropout=2"], "dropout probability"),
+    impossible_penalty=(["baseline.C=-1"], "baseline: InvalidParameterError"),
+    impossible_size=(["model.hidden=0"], "hidden, layers and embedding are at least 1"),
+    unknown_accelerator=(["train.accelerator=abacus"], "train: "),
+    unknown_precision=(["train.precision=7"], "train: "),
+    negative_seed=(["seed=-1"], "seed is -1"),
+    divergence=(["model.lr=1e30"], "the training diverged in epoch 1"),
+    no_replicates=(["evaluate.replicates=0"], "replicates is 0"),
+    criterion_without_number=(["gate.criteria.test_gain.at_least=much"], "at_least is 'much'"),
+    criterion_of_no_shape=(["gate.criteria.test_gain=5"], "gate.criteria.test_gain: is 5"),
+    illegal_name=(["data.name=My Flights"], "'My Flights' is not allowed"),
+    dataset_raises=(["data.source._target_=userdata.broken"], "ZeroDivisionError: division by zero; raised in"),
+    dataset_returns_nothing=(["data.source._target_=userdata.nothing"], "userdata.nothing returned NoneType"),
+    dataset_without_times=(["data.source._target_=userdata.untimed"], "column 'departure': is missing in 1 rows"),
+    dataset_with_duplicates=(["data.source._target_=userdata.twice"], "1 keys occur more than once"),
 )
+
+USERDATA = """
+from dataclasses import replace
+import polars as pl
+from mlproj.examples.flights import dataset
+
+def broken(folder, fraction): return 1/0
+def nothing(folder, fraction): return None
+def untimed(folder, fraction): return replace(d := dataset(folder, fraction), frame=d.frame.with_columns(departure=pl.when(pl.int_range(pl.len()) > 0).then("departure")))
+def twice(folder, fraction): return replace(d := dataset(folder, fraction), frame=pl.concat([d.frame, d.frame[:1]]))
+"""
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line(mlproj, case):
+    (mlproj.folder/"userdata.py").write_text(USERDATA)
     given, said = BAD[case]
     overrides = given if isinstance(given, list) else [f"data.source.folder={given(mlproj.folder/'raw')}"]
     done = mlproj(*mlproj.small(*overrides))
@@ -122,6 +151,13 @@ def test_bad_input_is_one_line(mlproj, case):
     assert said in done.stderr and done.stderr.startswith("mlproj: ") and done.stderr.count("\n") == 1, done.stderr
     assert not mlproj.half_written() and not (mlproj.folder/"bentoml"/"models"/"flights").exists()
     assert not mlproj.runs() or mlproj.events()[-1]["status"] == "failed"
+    if case.startswith("dataset"): assert not mlproj.contract.exists()  # nothing is inferred from data that were refused
+
+
+def test_a_store_that_is_a_file_is_one_line(mlproj):
+    (mlproj.folder/"store").write_text("")
+    done = mlproj(*mlproj.small())
+    assert done.returncode == 1 and done.stderr.startswith("mlproj: ") and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_column_that_changed_since_the_contract_is_named(trained, tmp_path):
@@ -162,7 +198,8 @@ def test_an_interruption_leaves_nothing_half_written_and_the_next_run_works(mlpr
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, out + err
-    assert "Traceback" not in err and mlproj.events()[-1]["status"] == "interrupted"
+    said = "interrupted" if code == 130 else "terminated"
+    assert err.strip().splitlines()[-1].startswith(f"mlproj: {said}; ") and "Traceback" not in err and mlproj.events()[-1]["status"] == "interrupted"
     assert not mlproj.half_written()
     if after in ("started", "train"): assert mlproj(*mlproj.small("model=logistic")).returncode == 0
 

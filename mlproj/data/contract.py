@@ -43,6 +43,10 @@ class Column:
         where = f"contract, column {self.name!r}"
         if self.kind not in (*DTYPES, "time"): raise ConfigError(f"kind {self.kind!r} is unknown", where, "one of " + ", ".join((*DTYPES, "time")))
         if self.outside not in ("warn", "refuse"): raise ConfigError(f"outside: {self.outside!r} is unknown", where, "warn or refuse")
+        if self.values is not None and self.kind != "string": raise ConfigError(f"values are for strings, and this is {self.kind}", where, "use min and max")
+        if (self.min, self.max) != (None, None) and self.kind not in ("integer", "number"): raise ConfigError(f"min and max are for numbers, and this is {self.kind}", where, "use values")
+        if self.min != self.min or self.max != self.max: raise ConfigError("min or max is NaN", where)
+        if set('"\\') & set(self.name): raise ConfigError("a name may hold neither quotes nor backslashes", where, "rename it in the dataset function")
         if None not in (self.min, self.max) and self.min > self.max: raise ConfigError(f"min {self.min} is above max {self.max}", where)
 
 # %% ../../nbs/data/12_contract.ipynb #1efca257
@@ -119,21 +123,47 @@ def _known(given: dict, known, where: str) -> dict:
             raise ConfigError(f"key {key!r} is unknown", where, f"did you mean {near[0]!r}?" if near else "one of " + ", ".join(known))
     return given
 
+class _Rules(msgspec.Struct, forbid_unknown_fields=True):
+    "A column as it stands in YAML."
+    kind: str
+    nullable: bool = False
+    min: int | float | None = None
+    max: int | float | None = None
+    values: tuple[str, ...] | None = None
+    outside: str = "warn"
+    unit: str = ""
+    description: str = ""
+    example: int | float | str | bool | None = None
+
+class _File(msgspec.Struct, forbid_unknown_fields=True):
+    "A contract as it stands in YAML."
+    name: str
+    features: tuple[str, ...]
+    columns: dict[str, dict]
+    key: tuple[str, ...] = ()
+    time: str = ""
+    label: str = ""
+    source: str = ""
+
+def _converted(given, kind, where: str):
+    "Plain values as a struct of this kind. Raises `ConfigError` for a value of another type."
+    try: return msgspec.convert(given, kind)
+    except msgspec.ValidationError as error: raise ConfigError(str(error).replace("`", "").replace(" - at $.", " at "), where, "see the comment at its top") from None
+
+# %% ../../nbs/data/12_contract.ipynb #e794b7d4
 def contract_from_yaml(text: str, where="contract") -> Contract:
-    "Parse a contract. Raises `ConfigError` that names the place for anything unknown, missing or contradictory."
+    "Parse a contract. Raises `ConfigError` that names the place for anything unknown, missing, mistyped or contradictory."
     try: body = yaml.safe_load(text)
     except yaml.YAMLError as error: raise ConfigError("not valid YAML: " + " ".join(str(error).split()), where) from None
-    if not isinstance(body, dict) or not isinstance(body.get("columns"), dict) or "features" not in body or "name" not in body:
-        raise ConfigError("a contract needs name, features and columns", where)
-    _known(body, ("name", "source", "key", "time", "label", "features", "columns"), where)
-    rules = [f for f in Column.__dataclass_fields__ if f != "name"]
-    columns = {}
-    for name, given in body.pop("columns").items():
-        given = _known(dict(given or {}), rules, f"{where}, column {name!r}")
-        if "kind" not in given: raise ConfigError("has no kind", f"{where}, column {name!r}", "one of " + ", ".join((*DTYPES, "time")))
-        if given.get("values") is not None: given["values"] = tuple(str(v) for v in given["values"])
-        columns[str(name)] = Column(str(name), **given)
-    return Contract(columns=columns, features=tuple(body.pop("features")), key=tuple(body.pop("key", ())), **body)
+    if isinstance(body, dict):
+        _known(body, _File.__struct_fields__, where)
+        for name, rules in (body["columns"].items() if isinstance(body.get("columns"), dict) else ()):
+            if isinstance(rules, dict): _known(rules, _Rules.__struct_fields__, f"{where}, column {name!r}")
+    file = _converted(body, _File, where)
+    for role in ("features", "key"):
+        if len(set(names := getattr(file, role))) != len(names): raise ConfigError(f"{role} names a column twice", where)
+    columns = {name: Column(name, **msgspec.structs.asdict(_converted(rules, _Rules, f"{where}, column {name!r}"))) for name, rules in file.columns.items()}
+    return Contract(file.name, columns, file.features, file.key, file.time, file.label, file.source)
 
 # %% ../../nbs/data/12_contract.ipynb #9353fdd4
 def save_contract(contract: Contract, path) -> Path:

@@ -48,8 +48,8 @@ class ColumnProfile:
     rows: int
     missing: int
     distinct: int
-    min: float | str | None = None
-    max: float | str | None = None
+    min: float | int | str | None = None
+    max: float | int | str | None = None
     mean: float | None = None
     std: float | None = None
     quantiles: tuple[float, ...] = ()
@@ -87,6 +87,7 @@ def profile_column(frame, column: str, kind: str) -> ColumnProfile:
         if not np.isfinite(values.astype(np.float64)).all():
             raise DataError("infinite values", where=f"column {column!r}", hint="turn them into missing values or numbers in the dataset function")
         statistics = _number_statistics(values, counts)
+        if kind == "integer": statistics |= dict(min=int(values[0]), max=int(values[-1]))  # beyond 2**53 a float is another number
     elif len(values):
         common = np.argsort(-counts, kind="stable")[:KEEP]
         statistics = dict(counts={str(values[i]): int(counts[i]) for i in common})
@@ -134,7 +135,7 @@ def _bars(heights, width=120, height=22) -> str:
 def _row(name: str, c: ColumnProfile) -> str:
     "One column as a row of the HTML table."
     from html import escape
-    number = lambda v: "" if v is None else f"{v:,.4g}" if isinstance(v, float) else escape(v[:16])
+    number = lambda v: "" if v is None else f"{v:,.4g}" if isinstance(v, (int, float)) else escape(v[:16])
     commonest = escape(", ".join(list(c.counts)[:3]))
     cells = [f"<b>{escape(name)}</b>", c.kind, f"{c.missing/max(c.rows, 1):.1%}" if c.missing else "", f"{c.distinct:,}",
              number(c.min), number(c.median if c.quantiles else None), number(c.max), _bars(c.histogram or list(c.counts.values())[:20]), commonest]

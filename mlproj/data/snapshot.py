@@ -7,6 +7,7 @@ __all__ = ['table_digest', 'normalise', 'Snapshot', 'take_snapshot']
 
 # %% ../../nbs/data/10_snapshot.ipynb #91d20e32
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def normalise(frame: pl.DataFrame) -> pl.DataFrame:
             return pl.col(name).dt.convert_time_zone("UTC").dt.cast_time_unit("us")
         if dtype in (pl.Boolean, pl.Date): return pl.col(name)
         raise DataError(f"type {dtype} cannot be stored", f"column {name!r}", "cast or drop it in the dataset function")
-    return frame.select([cast(n, t) for n, t in frame.schema.items()])
+    try: return frame.select([cast(n, t) for n, t in frame.schema.items()])
+    except pl.exceptions.InvalidOperationError as error: raise DataError("holds integers that 64 bits with a sign cannot", "table", str(error).splitlines()[0]) from None
 
 # %% ../../nbs/data/10_snapshot.ipynb #1d8dc294
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Snapshot:
 
     def verify(self) -> pl.DataFrame:
         "Read this version and prove that it is what the digest says. Raises `DataError` otherwise."
-        frame = self.read().collect()
+        try: frame = self.read().collect()
+        except (pl.exceptions.PolarsError, OSError) as error: raise DataError(f"version {self.version} cannot be read ({str(error).splitlines()[0]})", self.uri, "files of the table are gone or damaged") from None
         if (found := table_digest(frame)) != self.digest:
             raise DataError(f"version {self.version} has digest {found[:12]}, and should have {self.digest[:12]}", self.uri, "the files were changed by hand")
         return frame
@@ -85,7 +88,10 @@ def take_snapshot(frame: pl.DataFrame, uri) -> Snapshot:
     if not frame.height: raise DataError("has no rows", uri, "look at the filters of the dataset function")
     digest, table = table_digest(frame), DeltaTable(uri) if DeltaTable.is_deltatable(uri) else None
     if table is not None and table.history(1)[0].get("digest") == digest:
-        return Snapshot(uri, table.version(), digest, frame.height, frame.width)
+        present = Snapshot(uri, table.version(), digest, frame.height, frame.width)
+        with suppress(DataError):  # its files are damaged: store the same content again, as a new version
+            present.verify()
+            return present
     # concurrent writers: Delta's default of 15 retries loses commits under load
     write_deltalake(uri, frame.to_arrow(compat_level=pl.CompatLevel.oldest()), mode="overwrite", schema_mode="overwrite",
                     commit_properties=CommitProperties(custom_metadata=dict(digest=digest), max_commit_retries=1000))

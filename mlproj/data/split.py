@@ -52,7 +52,8 @@ class Part:
 
 def describe_split(split: Split, frame, label: str) -> dict[str, Part]:
     "Count each part. Raises `DataError` for an empty part, a label that is constant, or one that is missing."
-    said = {}
+    said, untimed = {}, frame.lazy().select(pl.col(split.time).is_null().sum()).collect().item()
+    if untimed: raise DataError(f"is missing in {untimed:,} rows, so they are in no part", f"column {split.time!r}", "leave such rows out in the dataset function, and count them")
     ends = frame.lazy().select(pl.col(split.time).min().alias("a"), pl.col(split.time).max().alias("b")).collect().row(0)
     for name in PARTS:
         y = pl.col(label)

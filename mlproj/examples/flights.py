@@ -77,6 +77,14 @@ def schedule(flights: pl.DataFrame) -> pl.DataFrame:
         late=pl.col("arr_delay") > 15)
 
 # %% ../../nbs/examples/flights.ipynb #e9d13905
+def _thinned(flights: pl.DataFrame, fraction: float, excluded: tuple) -> tuple[pl.DataFrame, tuple]:
+    "That share of the rows, evenly spread; the others are counted as not sampled."
+    if fraction == 1: return flights, excluded
+    place = pl.int_range(pl.len(), dtype=pl.Int64)
+    kept = flights.filter(((place + 1)*fraction).floor() > (place*fraction).floor())
+    return kept, (*excluded, ("not sampled", flights.height - kept.height))
+
+# %% ../../nbs/examples/flights.ipynb #24dd3274
 KEY = ["departure", "carrier", "flight", "origin"]
 COLUMNS = [*KEY, "dest", "tailnum", "airline", "weekday", "dep_minute", "arr_minute", "distance", "dest_lat", "dest_lon",
            "plane_year", "manufacturer", "plane_model", "seats", *WEATHER, "late"]
@@ -86,7 +94,7 @@ def dataset(folder=None, fraction: float = 1.0) -> Dataset:
     flights, excluded = completed(read_flights(folder))
     flights = schedule(flights).sort(KEY)
     if not 0 < fraction <= 1: raise DataError(f"fraction is {fraction}", "data.source.fraction", "above 0, up to 1")
-    if fraction < 1: flights = flights.gather_every(round(1/fraction))
+    flights, excluded = _thinned(flights, fraction, excluded)
     accounts = []
     for table, right, on in [("weather", read_weather(folder), ("origin", "time_hour")), ("planes", read_planes(folder), "tailnum"),
                              ("airlines", read_airlines(folder), "carrier"), ("airports", read_airports(folder), "dest")]:

@@ -329,7 +329,7 @@ class Predictor:
 # %% ../../nbs/serve/33_service.ipynb #77672480
 def serve(ref: str | None = None, host: str = "127.0.0.1", port: int = 3000):
     "Serve a version or alias of the registry; does not return. Raises `RegistryError` or `MlprojError` before anything starts."
-    version = Registry().resolve(ref)
+    version, host = Registry().resolve(ref), "127.0.0.1" if host == "localhost" else host
     Bundle.open(version.path)
     check_address(host, port)
     os.environ["MLPROJ_MODEL"] = ref or f"{version.name}@champion"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ..project import ConfigError, GateError, write_json
+from ..project import ConfigError, DataError, GateError, write_json
 
 # %% ../../nbs/train/24_evaluate.ipynb #9533d7aa
 METRICS = ("average_precision", "roc_auc", "brier")
@@ -57,11 +57,22 @@ def _measure(value: float, replicates) -> dict:
     low, high = np.quantile(replicates, [0.025, 0.975])
     return dict(value=value, low=float(low), high=float(high))
 
-def compare(y, p, p_baseline, replicates: int = 200, seed: int = 0) -> dict[str, dict]:
-    "Each metric of a model beside the baseline's: `n`, and value, low and high of `model`, `baseline` and `gain` (model minus baseline)."
-    rankings, rng = (rank(y, p), rank(y, p_baseline)), np.random.default_rng(seed)
+def _weights(y, groups, replicates: int, seed: int):
+    "Weights (n,) of bootstrap replicates: each group counts as often as a Poisson number says. Replicates without both labels are drawn again."
+    rng, found = np.random.default_rng(seed), 0
+    for _ in range(20*replicates):
+        w = rng.poisson(1, groups.max() + 1).astype(np.float64)[groups]
+        if not 0 < (w*y).sum() < w.sum(): continue
+        yield w
+        if (found := found + 1) == replicates: return
+    raise DataError("has too few positives or negatives, in too few groups, for an interval", "evaluation", "evaluate on more rows")
+
+def compare(y, p, p_baseline, groups=None, replicates: int = 200, seed: int = 0) -> dict[str, dict]:
+    "Each metric of a model beside the baseline's: `n`, and value, low and high of `model`, `baseline` and `gain` (model minus baseline). `groups` (n,): rows of one group are drawn together."
+    rankings = rank(y, p), rank(y, p_baseline)
+    groups = np.arange(len(y)) if groups is None else np.unique(groups, return_inverse=True)[1]
     exact = [score(y, q) for q in (p, p_baseline)]
-    drawn = [[weighted_score(r, w) for r in rankings] for w in (rng.poisson(1, len(y)).astype(np.float64) for _ in range(replicates))]
+    drawn = [[weighted_score(r, w) for r in rankings] for w in _weights(np.asarray(y, np.float64), groups, replicates, seed)]
     out = {}
     for metric in METRICS:
         ours, theirs = (np.array([d[i][metric] for d in drawn]) for i in (0, 1))
@@ -167,7 +178,11 @@ class Gate:
     def of(cls, criteria: dict) -> "Gate":
         "A gate from a config's plain values. Raises `ConfigError` for what is unknown."
         known = set(Criterion.__dataclass_fields__)
+        if not criteria: raise ConfigError("has no criteria", "gate.criteria", "a gate that asks for nothing is none; see conf/gate")
         for name, given in criteria.items():
+            if not isinstance(given, dict): raise ConfigError(f"is {given!r}", f"gate.criteria.{name}", "part, metric, which, and at_least or at_most")
+            for bound in ("at_least", "at_most"):
+                if not isinstance(given.get(bound), (int, float, type(None))): raise ConfigError(f"{bound} is {given[bound]!r}", f"gate.criteria.{name}", "a number")
             if extra := set(given) - known: raise ConfigError(f"key {sorted(extra)[0]!r} is unknown", f"gate.criteria.{name}", "one of " + ", ".join(sorted(known)))
         return cls({name: Criterion(**given) for name, given in criteria.items()})
 

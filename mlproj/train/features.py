@@ -14,7 +14,7 @@ import onnx
 import polars as pl
 from onnx import TensorProto, helper, numpy_helper
 
-from ..data.contract import Contract, pack
+from ..data.contract import VOCABULARY, Contract, pack
 from ..project import DataError
 
 # %% ../../nbs/train/20_features.ipynb #ea45d969
@@ -64,7 +64,7 @@ class Features:
 def fit_features(profile, contract: Contract) -> Features:
     "Encoders from the profile of the training part alone; no row is read again. Raises `DataError` for a text with too many values to be a category."
     for name in contract.strings:
-        if contract.columns[name].values is None: raise DataError(f"{profile[name].distinct:,} different values are too many for a category", f"column {name!r}", "take it out of the features, or group its values in the dataset function")
+        if profile[name].distinct > VOCABULARY: raise DataError(f"{profile[name].distinct:,} different values are too many for a category", f"column {name!r}", "take it out of the features, or group its values in the dataset function")
     return Features(tuple(_fit_number(n, profile[n]) for n in contract.numbers),
                     tuple(CategoryEncoder(n, tuple(sorted(profile[n].counts))) for n in contract.strings))
 

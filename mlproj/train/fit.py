@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torchmetrics.functional.classification import binary_average_precision
 
-from ..project import ConfigError, write_atomic
+from ..project import ConfigError, MlprojError, write_atomic
 from .features import Tensors
 
 # %% ../../nbs/train/23_fit.ipynb #095ce34b
@@ -53,6 +54,7 @@ class ScoreValidation(Callback):
     def __init__(self, validation: Tensors): self.validation = validation
     def on_train_epoch_end(self, trainer, module):
         p = module.predict(self.validation.x_numbers, self.validation.x_codes)
+        if not np.isfinite(p).all(): raise MlprojError(f"the training diverged in epoch {trainer.current_epoch + 1}: predictions are not finite", "train", "lower model.lr")
         module.log("val_average_precision", binary_average_precision(torch.as_tensor(p), torch.as_tensor(self.validation.y).long()))
         module.train()
 
@@ -102,21 +104,38 @@ def _quiet():
         for log, level in levels: log.setLevel(level)
 
 # %% ../../nbs/train/23_fit.ipynb #77ccfa7f
+@contextmanager
+def _threads(n: int | None):
+    "With n threads for PyTorch's operations; None leaves the number as it is."
+    before = torch.get_num_threads()
+    if n is not None and n < 1: raise ConfigError(f"threads is {n}", "train.threads", "1 or more, or null")
+    torch.set_num_threads(n or before)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+# %% ../../nbs/train/23_fit.ipynb #584e1cb7
+def _trainer(**settings) -> pl.Trainer:
+    "A Lightning trainer. Raises `ConfigError` for settings that Lightning or this machine do not have."
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+    try: return pl.Trainer(**settings)
+    except (ValueError, MisconfigurationException) as error: raise ConfigError(" ".join(str(error).split())[:300], "train", "see conf/train") from None
+
+# %% ../../nbs/train/23_fit.ipynb #f1d2dfaa
 class _Scores(Callback):
     "Keeps the validation score of every epoch."
     def __init__(self): self.values = []
     def on_train_epoch_end(self, trainer, module): self.values.append(float(trainer.callback_metrics["val_average_precision"]))
 
-def fit(model: pl.LightningModule, train: Tensors, validation: Tensors, folder, *, max_epochs=5, batch_size=1024, seed=0, accelerator="auto", precision="32-true", progress=True, logger=None) -> Fitted:
-    "Train a LightningModule that has `predict`; afterwards it holds the weights of its best epoch, which also stand in `folder`/best.ckpt."
+def fit(model: pl.LightningModule, train: Tensors, validation: Tensors, folder, *, max_epochs=5, batch_size=1024, seed=0, accelerator="auto", precision="32-true", threads=None, progress=True, logger=None) -> Fitted:
+    "Train a LightningModule that has `predict`; afterwards it holds the weights of its best epoch, which also stand in `folder`/best.ckpt. `threads`: of PyTorch on the CPU."
     if max_epochs < 1: raise ConfigError(f"max_epochs is {max_epochs}", "train.max_epochs", "1 or more")
     pl.seed_everything(seed, workers=True, verbose=False)
     scores, throughput = _Scores(), Throughput(len(train))
     best = ModelCheckpoint(dirpath=folder, filename="best", monitor="val_average_precision", mode="max", save_weights_only=True, enable_version_counter=False)
     callbacks = [throughput, ScoreValidation(validation), scores, best] + ([TQDMProgressBar(refresh_rate=25)] if progress else [])
     begun = time.perf_counter()
-    with _quiet():
-        trainer = pl.Trainer(max_epochs=max_epochs, accelerator=accelerator, devices=1, precision=precision, logger=logger or False, callbacks=callbacks, plugins=[AtomicCheckpointIO()],
+    with _quiet(), _threads(threads):
+        trainer = _trainer(max_epochs=max_epochs, accelerator=accelerator, devices=1, precision=precision, logger=logger or False, callbacks=callbacks, plugins=[AtomicCheckpointIO()],
                              enable_model_summary=False, enable_progress_bar=progress, log_every_n_steps=max(1, len(train)//batch_size), num_sanity_val_steps=0)
         _interruptible(trainer, model, TensorLoader(train, batch_size, shuffle=True, seed=seed))
         state = torch.load(Path(folder)/"best.ckpt", weights_only=True)["state_dict"]

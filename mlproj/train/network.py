@@ -48,6 +48,7 @@ class MLPCore(nn.Module):
     "A linear path plus an MLP of embedded categories and piecewise-linear numbers: logits (n,) from `x_numbers` (n, width) and `x_codes` (n, categories)."
     def __init__(self, features: Features, hidden: int, layers: int, dropout: float, embedding: int):
         super().__init__()
+        if min(hidden, layers, embedding) < 1: raise ValueError("hidden, layers and embedding are at least 1")
         self.linear = LinearPath(features)
         self.numbers = PiecewiseLinear(features.edges) if features.width else None
         self.embeddings = nn.ModuleList(nn.Embedding(n, min(embedding, n//2 + 1)) for n in features.cardinalities)
