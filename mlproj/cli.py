@@ -23,12 +23,14 @@ SWEEP, HYDRA = ("-m", "--multirun"), ("--cfg", "-c", "--resolve", "--package", "
 def _check_flags(args) -> bool:
     "Whether this is a sweep. Raises `ConfigError` for a flag that is none of Hydra's: mostly an override with dashes."
     for arg in args:
-        if arg.startswith("-") and arg.partition("=")[0] not in (*SWEEP, *HYDRA): raise ConfigError(f"option {arg!r} is unknown", "mlproj run", f"an override has no dashes: {arg.lstrip('-')}")
+        if arg.startswith("-") and arg.partition("=")[0] not in (*SWEEP, *HYDRA):
+            raise ConfigError(f"option {arg!r} is unknown", "mlproj run", f"an override has no dashes: {arg.lstrip('-')}")
     return any(a in SWEEP for a in args)
 
 def _in_short(text: str) -> str:
     "Hydra's message without its advice to add unknown keys, which would be refused, and without its internals."
-    text = re.sub(r"To append to your config use \S+|full_key: \S*|object_type=\S*|See https?://\S+( for details)?|Config search path:.*", "", text, flags=re.S)
+    text = re.sub(r"To append to your config use \S+|full_key: \S*|object_type=\S*|"
+                  r"See https?://\S+( for details)?|Config search path:.*", "", text, flags=re.S)
     return " ".join(text.split()).rstrip(".")
 
 # %% ../nbs/52_cli.ipynb #5f064669
@@ -50,7 +52,9 @@ def run(ctx: typer.Context):
         except Exception as error: failed.append(error)  # what Hydra catches it prints; and a sweep goes on
     try: hydra.main(version_base="1.3", config_path=str(folder) if folder else "pkg://mlproj.conf", config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_in_short(str(error)), f"override {error.override!r}" if getattr(error, "override", None) else "config", "keys and groups stand in conf/") from None
+        raise ConfigError(_in_short(str(error)),
+                          f"override {error.override!r}" if getattr(error, "override", None) else "config",
+                          "keys and groups stand in conf/") from None
     for error in failed[1:]: print(f"mlproj: {error}", file=sys.stderr)
     if failed: raise failed[0]
 
@@ -100,7 +104,8 @@ def _since(at, now) -> str:
     return f"{at:%Y-%m-%d %H:%M} UTC (now)"
 
 @app.command()
-def promote(model: str = typer.Argument(help="NAME:VERSION"), alias: str = "champion", reason: str = typer.Option("", help="Why; it stands in the history")):
+def promote(model: str = typer.Argument(help="NAME:VERSION"), alias: str = "champion",
+            reason: str = typer.Option("", help="Why; it stands in the history")):
     "Make a version the champion."
     from mlproj.serve.registry import Registry
     entry = Registry().promote(model, alias, reason)
@@ -122,7 +127,8 @@ def report(run: str = typer.Argument("latest", help="The id of a run, or the beg
     print(os.path.relpath(render(Ledger(Project.find().store/"runs").get(run))))
 
 @app.command()
-def sync(check: bool = typer.Option(False, help="Only say what differs; exit with 1 if anything does"), execute: bool = typer.Option(False, help="Run the notebooks first, and keep their outputs")):
+def sync(check: bool = typer.Option(False, help="Only say what differs; exit with 1 if anything does"),
+         execute: bool = typer.Option(False, help="Run the notebooks first, and keep their outputs")):
     "Export the notebooks to their modules and clean them."
     from mlproj.notebook import check_sync, sync as sync_notebooks
     root = Project.find().root
@@ -141,11 +147,15 @@ def main() -> None:
     except MlprojError as error: code = _fail(f"mlproj: {error}", error.exit_code)
     except (KeyboardInterrupt, typer.Abort): code = 130
     except SystemExit as stopped: code = stopped.code
-    except OSError as error: code = _fail(f"mlproj: {error.filename or 'disk'}: {error.strerror or error}; check the path, its permissions and the space on the disk", 1)
+    except OSError as error:
+        code = _fail(f"mlproj: {error.filename or 'disk'}: {error.strerror or error}; "
+                     "check the path, its permissions and the space on the disk", 1)
     except Exception as error:
         if not hasattr(error, "format_message"): raise  # what Click raises for a wrong command line
         code = _fail(f"mlproj: {error.format_message()}", getattr(error, "exit_code", 2))
-    if code in (130, 143): _fail("mlproj: " + {130: "interrupted", 143: "terminated"}[code] + "; nothing is half-written, the next run starts anew", code)
+    if code in (130, 143):
+        _fail("mlproj: " + {130: "interrupted", 143: "terminated"}[code]
+              + "; nothing is half-written, the next run starts anew", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 def _fail(text: str, code: int) -> int:

@@ -92,8 +92,10 @@ def checked(cfg) -> RunConfig:
     try:
         cfg = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), cfg))
-    except OmegaConfBaseException as error: raise ConfigError(str(error).splitlines()[0], getattr(error, "full_key", "") or "config", "see conf/") from None
-    if config.tracking.mode not in ("offline", "online", "disabled"): raise ConfigError(f"{config.tracking.mode!r} is unknown", "tracking.mode", "offline, online or disabled")
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0], getattr(error, "full_key", "") or "config", "see conf/") from None
+    if config.tracking.mode not in ("offline", "online", "disabled"):
+        raise ConfigError(f"{config.tracking.mode!r} is unknown", "tracking.mode", "offline, online or disabled")
     if not 0 <= config.seed < 2**32: raise ConfigError(f"seed is {config.seed}", "seed", "0 to 4294967295")
     if config.evaluate.replicates < 2: raise ConfigError(f"replicates is {config.evaluate.replicates}", "evaluate.replicates", "2 or more")
     legal(config.data.name, "data.name")
@@ -113,7 +115,9 @@ def target(section: dict, where: str):
     except (ImportError, AttributeError) as error: raise ConfigError(f"_target_ {path!r} cannot be imported ({error})", where) from None
     known = inspect.signature(found).parameters
     for key in section:
-        if key != "_target_" and key not in known: raise ConfigError(f"key {key!r} is unknown to {path}", where, "it takes: " + ", ".join(k for k in known if k != "features"))
+        if key != "_target_" and key not in known:
+            raise ConfigError(f"key {key!r} is unknown to {path}", where,
+                              "it takes: " + ", ".join(k for k in known if k != "features"))
     return found
 
 def call(section: dict, where: str, **more):
@@ -129,7 +133,8 @@ def guarded(action, where: str):
     except MlprojError: raise
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise ConfigError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", where, f"raised in {frame.filename}, line {frame.lineno}") from error
+        raise ConfigError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", where,
+                          f"raised in {frame.filename}, line {frame.lineno}") from error
 
 # %% ../nbs/50_pipeline.ipynb #db63aac5
 def compose(overrides=()) -> RunConfig:
@@ -182,7 +187,9 @@ class Context:
     def stage(self, name: str):
         "A stage that prints its line: yields its folder, its figures (for the ledger) and a list of what to say."
         begun, said = time.monotonic(), []
-        with self.console.working(name), stage(self.run, name, {k: v for k, v in self.values.items() if k in ("snapshot_digest", "graph_digest")}) as (folder, figures):
+        with (self.console.working(name),
+              stage(self.run, name, {k: v for k, v in self.values.items() if k in ("snapshot_digest", "graph_digest")})
+              as (folder, figures)):
             yield folder, figures, said
         self.console.line(name, "  ".join(said), time.monotonic() - begun)
 
@@ -193,12 +200,15 @@ def data_stage(c: Context) -> None:
     from mlproj.data.source import Dataset
     with c.stage("data") as (folder, figures, said):
         data = call(c.config.data.source, "data.source")
-        if not isinstance(data, Dataset): raise ConfigError(f"{c.config.data.source['_target_']} returned {type(data).__name__}", "data.source", "a dataset function returns a mlproj.data.source.Dataset")
+        if not isinstance(data, Dataset):
+            raise ConfigError(f"{c.config.data.source['_target_']} returned {type(data).__name__}", "data.source",
+                              "a dataset function returns a mlproj.data.source.Dataset")
         snapshot = take_snapshot(data.frame, c.project.store/"tables"/c.config.data.name)
         write_json(folder/"snapshot.json", asdict(snapshot))
         write_json(folder/"joins.json", dict(joins=[asdict(j) for j in data.joins], excluded=dict(data.excluded)))
         figures.update(rows=snapshot.rows, columns=snapshot.columns, version=snapshot.version, digest=snapshot.digest)
-        said.append(f"{snapshot.rows:,} rows, {snapshot.columns} columns, snapshot {snapshot}; {len(data.joins)} joins, " + (", ".join(f"{n:,} {reason}" for reason, n in data.excluded) or "none") + " left out")
+        said.append(f"{snapshot.rows:,} rows, {snapshot.columns} columns, snapshot {snapshot}; {len(data.joins)} joins, "
+                    + (", ".join(f"{n:,} {reason}" for reason, n in data.excluded) or "none") + " left out")
     c.values.update(snapshot=snapshot, frame=snapshot.verify(), snapshot_digest=snapshot.digest, joins=data.joins)
 
 # %% ../nbs/50_pipeline.ipynb #a8bbbd59
@@ -206,15 +216,23 @@ def check_roles(frame, config: RunConfig, contract=None) -> None:
     "Raise when a column that the config names is not in the table, time and label are of kinds that cannot be, or the contract says otherwise."
     import polars as pl
     d = config.data
-    for role, names in {"data.time": [d.time], "data.label": [d.label], "data.key": d.key, "data.features": d.features, "evaluate.slices": config.evaluate.slices}.items():
+    for role, names in {"data.time": [d.time], "data.label": [d.label], "data.key": d.key, "data.features": d.features,
+                        "evaluate.slices": config.evaluate.slices}.items():
         for name in names:
-            if name not in frame.columns: raise ConfigError(f"column {name!r} is not in the table", role, "it has: " + ", ".join(frame.columns))
+            if name not in frame.columns:
+                raise ConfigError(f"column {name!r} is not in the table", role, "it has: " + ", ".join(frame.columns))
     if contract and (contract.time, contract.label, list(contract.key)) != (d.time, d.label, list(d.key)):
-        raise ConfigError(f"time, label and key are {d.time}, {d.label}, {d.key}, and in the contract {contract.time}, {contract.label}, {list(contract.key)}", f"data and {d.contract}", "make them equal")
-    if not isinstance(frame.schema[d.time], pl.Datetime): raise ConfigError(f"column {d.time!r} is {frame.schema[d.time]}", "data.time", "a split by time needs instants: a Datetime with a zone")
-    if frame.schema[d.label] != pl.Boolean: raise ConfigError(f"column {d.label!r} is {frame.schema[d.label]}", "data.label", "a binary task needs a Boolean")
+        raise ConfigError(f"time, label and key are {d.time}, {d.label}, {d.key}, "
+                          f"and in the contract {contract.time}, {contract.label}, {list(contract.key)}",
+                          f"data and {d.contract}", "make them equal")
+    if not isinstance(frame.schema[d.time], pl.Datetime):
+        raise ConfigError(f"column {d.time!r} is {frame.schema[d.time]}", "data.time",
+                          "a split by time needs instants: a Datetime with a zone")
+    if frame.schema[d.label] != pl.Boolean:
+        raise ConfigError(f"column {d.label!r} is {frame.schema[d.label]}", "data.label", "a binary task needs a Boolean")
     if d.label in d.features: raise ConfigError(f"the label {d.label!r} is among the features", "data.features", "take it out")
 
+# %% ../nbs/50_pipeline.ipynb #c2970c02
 def contract_stage(c: Context) -> None:
     "Enforce the contract on the snapshot, or infer it from the training part if there is none; profile the training part."
     from mlproj.data.contract import enforce, infer_contract, load_contract, save_contract
@@ -230,12 +248,15 @@ def contract_stage(c: Context) -> None:
             describe_split(split, frame, d.label)
             check_key(frame, d.key)
         profile = Profile.of(split.part(frame, "train").collect())
-        if not known: save_contract(infer_contract(profile, d.name, d.features, d.key, d.time, d.label, d.units, d.descriptions, f"training part of snapshot {c.values['snapshot']}"), path)
+        if not known:
+            save_contract(infer_contract(profile, d.name, d.features, d.key, d.time, d.label, d.units, d.descriptions,
+                                         f"training part of snapshot {c.values['snapshot']}"), path)
         contract = replace(load_contract(path), features=tuple(d.features))
         save_profile(profile, folder/"profile.json")
         save_contract(contract, folder/"contract.yaml")
         figures.update(warnings=[str(v) for v in found])
-        said.append(f"{d.contract} {'holds' if known else 'inferred: review it'}; {len(contract.columns)} columns, {len(contract.features)} features, {len(found)} warnings")
+        said.append(f"{d.contract} {'holds' if known else 'inferred: review it'}; {len(contract.columns)} columns, "
+                    f"{len(contract.features)} features, {len(found)} warnings")
     for violation in found[:3]: c.console.line("", str(violation), style="yellow")
     if len(found) > 3: c.console.line("", f"and {len(found) - 3} more, in events.jsonl of the run", style="yellow")
     c.values.update(split=split, profile=profile, contract=contract)
@@ -262,10 +283,12 @@ def features_stage(c: Context) -> None:
         features, label = fit_features(c.values["profile"], c.values["contract"]), c.config.data.label
         graph = features_graph(features)
         write_atomic(folder/"features.onnx", graph.SerializeToString(deterministic=True))
-        tensors = {name: Tensors(*encode(graph, c.values["contract"], part), part[label].to_numpy().astype(np.float32)) for name, part in c.values["parts"].items()}
+        tensors = {name: Tensors(*encode(graph, c.values["contract"], part), part[label].to_numpy().astype(np.float32))
+                   for name, part in c.values["parts"].items()}
         digest = sha256(graph.SerializeToString(deterministic=True))
         figures.update(numbers=features.width, categories=len(features.categories), digest=digest)
-        said.append(f"{features.width} numbers, {len(features.categories)} categories of {sum(features.cardinalities):,} values, graph sha256:{digest[:12]}")
+        said.append(f"{features.width} numbers, {len(features.categories)} categories of {sum(features.cardinalities):,} values, "
+                    f"graph sha256:{digest[:12]}")
     c.values.update(features=features, features_graph=graph, tensors=tensors, graph_digest=digest)
 
 # %% ../nbs/50_pipeline.ipynb #6a9b497d
@@ -281,7 +304,8 @@ def baseline_stage(c: Context) -> None:
         write_atomic(folder/"baseline.onnx", baseline.graph().SerializeToString(deterministic=True))
         found = score(validation.y, baseline.predict(validation.x_numbers, validation.x_codes))
         figures.update(found)
-        said.append(f"{type(baseline).__name__.lower()}: validation " + ", ".join(f"{metric.replace('_', ' ')} {value:.4f}" for metric, value in found.items()))
+        said.append(f"{type(baseline).__name__.lower()}: validation "
+                    + ", ".join(f"{metric.replace('_', ' ')} {value:.4f}" for metric, value in found.items()))
     c.values.update(baseline=baseline, gate=gate)
 
 # %% ../nbs/50_pipeline.ipynb #f72e22e9
@@ -302,11 +326,15 @@ def train_stage(c: Context) -> None:
             model = call(c.config.model, "model", features=c.values["features"])
             logger = wandb_logger(c.run.path, c.config.tracking.project, c.run.id, c.config.tracking.mode, asdict(c.config))
             c.values.update(logger=logger)
-            fitted = fit(model, c.values["tensors"]["train"], c.values["tensors"]["validation"], folder, max_epochs=t.max_epochs, batch_size=t.batch_size,
-                         seed=c.config.seed, accelerator=t.accelerator, precision=t.precision, threads=t.threads, progress=c.console.live, logger=logger)
+            fitted = fit(model, c.values["tensors"]["train"], c.values["tensors"]["validation"], folder,
+                         max_epochs=t.max_epochs, batch_size=t.batch_size, seed=c.config.seed, accelerator=t.accelerator,
+                         precision=t.precision, threads=t.threads, progress=c.console.live, logger=logger)
             size = sum(p.numel() for p in model.parameters())
-            figures.update(parameters=size, **{k: v for k, v in asdict(fitted).items() if k not in ("scores", "seconds")}, scores=list(fitted.scores))
-            said.append(f"{type(model).__name__}, {size:,} parameters: best epoch {fitted.best_epoch} of {fitted.epochs}, validation average precision {max(fitted.scores):.4f}; {fitted.rows_per_second:,.0f} rows/s")
+            figures.update(parameters=size,
+                           **{k: v for k, v in asdict(fitted).items() if k not in ("scores", "seconds")},
+                           scores=list(fitted.scores))
+            said.append(f"{type(model).__name__}, {size:,} parameters: best epoch {fitted.best_epoch} of {fitted.epochs}, "
+                        f"validation average precision {max(fitted.scores):.4f}; {fitted.rows_per_second:,.0f} rows/s")
     c.values.update(model=model)
 
 # %% ../nbs/50_pipeline.ipynb #8d6dbbf9
@@ -329,7 +357,8 @@ def evaluate_stage(c: Context) -> None:
     head = ("part", "metric", "n", "model (95% interval by day)", "baseline", "gain (95% interval by day)")
     rows = [head, *scorecard_rows(card)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    for row in rows: c.console.line("", "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip(), style="dim" if row is head else "")
+    for row in rows:
+        c.console.line("", "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip(), style="dim" if row is head else "")
     if c.values.get("logger"): c.values["logger"].experiment.summary.update(figures)
     c.values.update(card=card)
 
@@ -361,14 +390,19 @@ def bundle_stage(c: Context) -> None:
         whole = join(c.values["features_graph"], model.graph())
         golden = golden_rows(c.values["parts"]["test"], contract, seed=c.config.seed)
         parity = prove(whole, c.values["features_graph"], model, contract, golden)
-        facts = dict(name=c.config.data.name, run=c.run.id, created=utc_now().isoformat(timespec="seconds"), task="binary", model=type(model).__name__,
-                     metrics=_figures(c.values["card"], "model"), baseline=_figures(c.values["card"], "baseline"), lineage=dict(snapshot=asdict(c.values["snapshot"]), **c.run.events("fingerprint")[0]["fingerprint"]),
+        facts = dict(name=c.config.data.name, run=c.run.id, created=utc_now().isoformat(timespec="seconds"),
+                     task="binary", model=type(model).__name__,
+                     metrics=_figures(c.values["card"], "model"), baseline=_figures(c.values["card"], "baseline"),
+                     lineage=dict(snapshot=asdict(c.values["snapshot"]), **c.run.events("fingerprint")[0]["fingerprint"]),
                      parity=dict(rows=parity.rows, model=parity.model, single_rows=parity.single_rows))
-        write_json(folder/"request.json", c.values["parts"]["test"].select(contract.features).row(0, named=True))  # a real one, to try the service with
-        path = write_bundle(folder/c.config.data.name, whole.SerializeToString(deterministic=True), contract, c.values["profile"], golden.with_columns(prediction=pl.Series(parity.predictions)), facts)
+        # a real one, to try the service with
+        write_json(folder/"request.json", c.values["parts"]["test"].select(contract.features).row(0, named=True))
+        path = write_bundle(folder/c.config.data.name, whole.SerializeToString(deterministic=True), contract,
+                            c.values["profile"], golden.with_columns(prediction=pl.Series(parity.predictions)), facts)
         size = sum(f.stat().st_size for f in path.iterdir())
         figures.update(bytes=size, parity=parity.model)
-        said.append(f"one graph of {len(whole.graph.node)} nodes; {parity.rows:,} golden rows agree within {max(parity.model, parity.single_rows):.1g}; {size/1e6:.2f} MB")
+        said.append(f"one graph of {len(whole.graph.node)} nodes; {parity.rows:,} golden rows agree within "
+                    f"{max(parity.model, parity.single_rows):.1g}; {size/1e6:.2f} MB")
     c.values.update(bundle=c.run.stage_folder("bundle")/c.config.data.name)
 
 # %% ../nbs/50_pipeline.ipynb #f81f5607
@@ -392,7 +426,8 @@ def report_stage(c: Context) -> None:
         path = c.render(c.run)
         said.append(os.path.relpath(path))
 
-STAGES = (data_stage, contract_stage, split_stage, features_stage, baseline_stage, train_stage, evaluate_stage, gate_stage, bundle_stage, registry_stage, report_stage)
+STAGES = (data_stage, contract_stage, split_stage, features_stage, baseline_stage, train_stage,
+          evaluate_stage, gate_stage, bundle_stage, registry_stage, report_stage)
 
 # %% ../nbs/50_pipeline.ipynb #aa8e5b5f
 def _ended(error: BaseException | None) -> str:
@@ -406,8 +441,10 @@ def _fingerprint(c: Context):
     from mlproj.fingerprint import fingerprint
     packages = {"mlproj", *(section["_target_"].partition(".")[0] for section in (c.config.data.source, c.config.baseline, c.config.model))}
     contract = c.project.root/c.config.data.contract
-    return fingerprint(sorted(packages), c.values["snapshot_digest"], asdict(c.config) | dict(contract=contract.read_text() if contract.exists() else ""))
+    return fingerprint(sorted(packages), c.values["snapshot_digest"],
+                       asdict(c.config) | dict(contract=contract.read_text() if contract.exists() else ""))
 
+# %% ../nbs/50_pipeline.ipynb #205e134f
 def run(config: RunConfig, project: Project | None = None, render=None, console: Console | None = None, command=()) -> Run:
     "Run all stages. `render(run)` makes the report. Raises what a stage raises, and `GateError` when the model did not pass."
     from mlproj.serve.registry import Registry
@@ -421,7 +458,8 @@ def run(config: RunConfig, project: Project | None = None, render=None, console:
                 ledger_run.record("fingerprint", fingerprint=asdict(_fingerprint(c)))
             each(c)
         if not c.values["passed"]:
-            raise GateError("the model did not pass: " + "; ".join(v.said for v in c.values["verdicts"] if not v.passed), f"run {ledger_run.id}", "the champion stays; the report says where it is weak")
+            raise GateError("the model did not pass: " + "; ".join(v.said for v in c.values["verdicts"] if not v.passed),
+                            f"run {ledger_run.id}", "the champion stays; the report says where it is weak")
         return ledger_run
     except BaseException as error:
         ended = error
@@ -429,7 +467,8 @@ def run(config: RunConfig, project: Project | None = None, render=None, console:
     finally:
         if c.values.get("logger"): _finish(c.values["logger"])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024
-        ledger_run.record("finished", status=_ended(ended), seconds=round(time.monotonic() - begun, 1), peak_mb=peak, **(dict(error=str(ended)) if ended else {}))
+        ledger_run.record("finished", status=_ended(ended), seconds=round(time.monotonic() - begun, 1), peak_mb=peak,
+                          **(dict(error=str(ended)) if ended else {}))
 
 # %% ../nbs/50_pipeline.ipynb #4a881b55
 def _finish(logger) -> None:

@@ -24,7 +24,8 @@ def of_100(part: float, whole: float) -> str:
 def say_decision(d: dict, thing: str, positive: str) -> str:
     "One threshold in a sentence, from an entry of `decisions` (flagged, hits, positives)."
     if not d["flagged"]: return f"At {d['threshold']:.0%} it calls no {thing} {positive}."
-    return (f"Of the {thing}s that it calls {positive} (probability of {d['threshold']:.0%} or more), **{of_100(d['hits'], d['flagged'])}** are. "
+    return (f"Of the {thing}s that it calls {positive} (probability of {d['threshold']:.0%} or more), "
+            f"**{of_100(d['hits'], d['flagged'])}** are. "
             f"It finds **{of_100(d['hits'], d['positives'])}** {positive} {thing}s, and misses the others.")
 
 # %% ../nbs/51_report.ipynb #c3dc9d6a
@@ -32,7 +33,8 @@ def html_table(head, rows, left: int = 1):
     "A table for a report; the first `left` columns are text, the others figures."
     from IPython.display import HTML
     cell = lambda tag, i, text: f"<{tag}{'' if i < left else ' class=figure'}>{escape(str(text))}</{tag}>"
-    lines = ["<tr>" + "".join(cell(tag, i, text) for i, text in enumerate(row)) + "</tr>" for tag, row in [("th", head)] + [("td", r) for r in rows]]
+    lines = ["<tr>" + "".join(cell(tag, i, text) for i, text in enumerate(row)) + "</tr>"
+             for tag, row in [("th", head)] + [("td", r) for r in rows]]
     return HTML("<table>" + "".join(lines) + "</table>")
 
 # %% ../nbs/51_report.ipynb #fc615307
@@ -54,7 +56,8 @@ def show(fig):
     import matplotlib.pyplot as plt
     from IPython.display import SVG
     buffer = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": "mlproj", "svg.fonttype": "path"}): fig.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    with plt.rc_context({"svg.hashsalt": "mlproj", "svg.fonttype": "path"}):
+        fig.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     plt.close(fig)
     return SVG(buffer.getvalue())
 
@@ -75,18 +78,21 @@ PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{title}</title><style>
 :root {{ --text: #1c2126; --soft: #5c6670; --line: #d9dee3; --page: #ffffff; --tint: #f4f6f8; --accent: #1f6fb2; }}
-@media (prefers-color-scheme: dark) {{ :root {{ --text: #e3e7ea; --soft: #9aa4ad; --line: #353c43; --page: #14181b; --tint: #1d2327; --accent: #6cb2ea; }} }}
+@media (prefers-color-scheme: dark) {{ :root {{ --text: #e3e7ea; --soft: #9aa4ad; --line: #353c43; \
+--page: #14181b; --tint: #1d2327; --accent: #6cb2ea; }} }}
 body {{ margin: 0; background: var(--page); color: var(--text); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }}
 main {{ max-width: 46rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }}
 h1 {{ font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; }}
 h2 {{ font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: 1rem; border-top: 1px solid var(--line); }}
 p, li {{ max-width: 42rem; }} li {{ margin: .3rem 0; }}
-blockquote {{ margin: 1.2rem 0; padding: .7rem 1.1rem; background: var(--tint); border-left: 4px solid var(--accent); border-radius: 0 6px 6px 0; }}
+blockquote {{ margin: 1.2rem 0; padding: .7rem 1.1rem; background: var(--tint); \
+border-left: 4px solid var(--accent); border-radius: 0 6px 6px 0; }}
 blockquote p {{ margin: .35rem 0; }}
 table {{ border-collapse: collapse; margin: 1rem 0; width: 100%; font-size: .92rem; }}
 th, td {{ padding: .38rem .6rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }}
 th {{ color: var(--soft); font-weight: 600; }} .figure {{ text-align: right; font-variant-numeric: tabular-nums; }}
-svg {{ max-width: 100%; height: auto; }} code {{ font-size: .88em; background: var(--tint); padding: .1em .3em; border-radius: 4px; overflow-wrap: anywhere; }}
+svg {{ max-width: 100%; height: auto; }} \
+code {{ font-size: .88em; background: var(--tint); padding: .1em .3em; border-radius: 4px; overflow-wrap: anywhere; }}
 .anchor-link {{ display: none; }} a {{ color: var(--accent); }}
 @media (max-width: 40rem) {{ table {{ display: block; overflow-x: auto; }} }}
 @media print {{ main {{ max-width: none; padding: 0; }} h2, table, svg, blockquote {{ break-inside: avoid; }} body {{ font-size: 11pt; }} }}
@@ -100,7 +106,9 @@ def to_page(notebook, title: str) -> str:
     import nbformat
     from nbconvert import HTMLExporter
     notebook = {**notebook, "cells": [cell for cell in notebook.cells if "template" not in cell.metadata.get("tags", [])]}
-    body, _ = HTMLExporter(template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, exclude_output_stdin=True).from_notebook_node(nbformat.from_dict(notebook))
+    body, _ = HTMLExporter(
+        template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
+        exclude_output_stdin=True).from_notebook_node(nbformat.from_dict(notebook))
     return PAGE.format(title=escape(title), body=re.sub(r"<script\\b.*?</script>", "", body, flags=re.S))
 
 # %% ../nbs/51_report.ipynb #c6b2758f
@@ -118,15 +126,22 @@ def render(run: Run, template: str = "model_card") -> Path:
     "Run a report template for a run, and write `report.html` and the executed notebook into its folder. Raises `MlprojError` that names the cell that failed."
     import nbformat, papermill
     if template == "model_card" and not run.stage_folder("gate").exists():
-        raise MlprojError(f"ended as {run.status} before it was evaluated, so there is nothing to report", f"run {run.id}", "start another: mlproj run")
+        raise MlprojError(f"ended as {run.status} before it was evaluated, so there is nothing to report", f"run {run.id}",
+                          "start another: mlproj run")
     from traitlets.config import Config
     sockets = Config(KernelManager=dict(transport="ipc"))  # the kernel listens on files of ours, and not on ports that others can reach
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder)/"report.ipynb"
-        try: papermill.execute_notebook(str(template_path(template)), str(executed), parameters=dict(run_folder=str(run.path)), kernel_name="python3", progress_bar=False, cwd=str(Path.cwd()), config=sockets,
-                                         extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # the kernel reports its own shutdown as an error
+        try:
+            papermill.execute_notebook(
+                str(template_path(template)), str(executed), parameters=dict(run_folder=str(run.path)),
+                kernel_name="python3", progress_bar=False, cwd=str(Path.cwd()), config=sockets,
+                extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # the kernel reports its own shutdown as an error
         except papermill.PapermillExecutionError as error:
-            raise MlprojError(f"cell {error.cell_index} failed ({error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''})", f"report {template!r}", "look at what the run folder holds: mlproj report runs it again") from None
+            raise MlprojError(f"cell {error.cell_index} failed "
+                              f"({error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''})",
+                              f"report {template!r}",
+                              "look at what the run folder holds: mlproj report runs it again") from None
         notebook = nbformat.read(executed, as_version=4)
     write_atomic(run.path/f"{template}.ipynb", nbformat.writes(notebook))
     return write_atomic(run.path/"report.html", to_page(notebook, f"{template.replace('_', ' ')} of run {run.id}"))

@@ -162,9 +162,9 @@ def test_a_store_that_is_a_file_is_one_line(mlproj):
 
 def test_a_column_that_changed_since_the_contract_is_named(trained, tmp_path):
     contract = tmp_path/"contract.yaml"
-    contract.write_text(trained.contract.read_text().replace("  seats: {kind: integer", "  seats: {kind: string"))
+    contract.write_text(trained.contract.read_text().replace("  late: {kind: boolean", "  late: {kind: string"))
     done = trained(*trained.small(f"data.contract={contract}"))
-    assert done.returncode == 1 and "column 'seats': is integer, and should be string" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 1 and "column 'late': is boolean, and should be string" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_misspelt_rule_in_the_contract_is_named(trained, tmp_path):

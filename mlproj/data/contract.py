@@ -41,12 +41,16 @@ class Column:
 
     def __post_init__(self):
         where = f"contract, column {self.name!r}"
-        if self.kind not in (*DTYPES, "time"): raise ConfigError(f"kind {self.kind!r} is unknown", where, "one of " + ", ".join((*DTYPES, "time")))
+        if self.kind not in (*DTYPES, "time"):
+            raise ConfigError(f"kind {self.kind!r} is unknown", where, "one of " + ", ".join((*DTYPES, "time")))
         if self.outside not in ("warn", "refuse"): raise ConfigError(f"outside: {self.outside!r} is unknown", where, "warn or refuse")
-        if self.values is not None and self.kind != "string": raise ConfigError(f"values are for strings, and this is {self.kind}", where, "use min and max")
-        if (self.min, self.max) != (None, None) and self.kind not in ("integer", "number"): raise ConfigError(f"min and max are for numbers, and this is {self.kind}", where, "use values")
+        if self.values is not None and self.kind != "string":
+            raise ConfigError(f"values are for strings, and this is {self.kind}", where, "use min and max")
+        if (self.min, self.max) != (None, None) and self.kind not in ("integer", "number"):
+            raise ConfigError(f"min and max are for numbers, and this is {self.kind}", where, "use values")
         if self.min != self.min or self.max != self.max: raise ConfigError("min or max is NaN", where)
-        if set('"\\') & set(self.name): raise ConfigError("a name may hold neither quotes nor backslashes", where, "rename it in the dataset function")
+        if set('"\\') & set(self.name):
+            raise ConfigError("a name may hold neither quotes nor backslashes", where, "rename it in the dataset function")
         if None not in (self.min, self.max) and self.min > self.max: raise ConfigError(f"min {self.min} is above max {self.max}", where)
 
 # %% ../../nbs/data/12_contract.ipynb #1efca257
@@ -63,10 +67,13 @@ class Contract:
 
     def __post_init__(self):
         for name in (*self.features, *self.key, *filter(None, (self.time, self.label))):
-            if name not in self.columns: raise ConfigError(f"column {name!r} is not among the columns", f"contract {self.name!r}", "it has: " + ", ".join(self.columns))
+            if name not in self.columns:
+                raise ConfigError(f"column {name!r} is not among the columns", f"contract {self.name!r}",
+                                  "it has: " + ", ".join(self.columns))
         for name in self.features:
             if self.columns[name].kind == "time":
-                raise ConfigError("a time cannot be a feature", f"contract {self.name!r}, column {name!r}", "derive hour or weekday from it in the dataset function")
+                raise ConfigError("a time cannot be a feature", f"contract {self.name!r}, column {name!r}",
+                                  "derive hour or weekday from it in the dataset function")
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -108,7 +115,8 @@ _Dumper.add_representer(tuple, lambda d, v: d.represent_sequence("tag:yaml.org,2
 
 def contract_yaml(contract: Contract) -> str:
     "A contract as YAML text."
-    rules = lambda c: _Flow({k: v for k, v in vars(c).items() if k != "name" and v != getattr(Column, k, None)})  # what differs from the default
+    # what differs from the default
+    rules = lambda c: _Flow({k: v for k, v in vars(c).items() if k != "name" and v != getattr(Column, k, None)})
     body = dict(name=contract.name, source=contract.source, key=contract.key, time=contract.time, label=contract.label,
                 features=contract.features, columns={n: rules(c) for n, c in contract.columns.items()})
     return HEADER.format(name=contract.name) + yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=160)
@@ -148,7 +156,8 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 def _converted(given, kind, where: str):
     "Plain values as a struct of this kind. Raises `ConfigError` for a value of another type."
     try: return msgspec.convert(given, kind)
-    except msgspec.ValidationError as error: raise ConfigError(str(error).replace("`", "").replace(" - at $.", " at "), where, "see the comment at its top") from None
+    except msgspec.ValidationError as error:
+        raise ConfigError(str(error).replace("`", "").replace(" - at $.", " at "), where, "see the comment at its top") from None
 
 # %% ../../nbs/data/12_contract.ipynb #e794b7d4
 def contract_from_yaml(text: str, where="contract") -> Contract:
@@ -162,7 +171,8 @@ def contract_from_yaml(text: str, where="contract") -> Contract:
     file = _converted(body, _File, where)
     for role in ("features", "key"):
         if len(set(names := getattr(file, role))) != len(names): raise ConfigError(f"{role} names a column twice", where)
-    columns = {name: Column(name, **msgspec.structs.asdict(_converted(rules, _Rules, f"{where}, column {name!r}"))) for name, rules in file.columns.items()}
+    columns = {name: Column(name, **msgspec.structs.asdict(_converted(rules, _Rules, f"{where}, column {name!r}")))
+               for name, rules in file.columns.items()}
     return Contract(file.name, columns, file.features, file.key, file.time, file.label, file.source)
 
 # %% ../../nbs/data/12_contract.ipynb #9353fdd4
@@ -193,7 +203,8 @@ def _kind_of_polars(dtype) -> str:
     "The contract's kind of a Polars dtype."
     if dtype.is_integer(): return "integer"
     if dtype.is_float() or dtype.is_decimal(): return "number"
-    return {pl.Boolean: "boolean", pl.String: "string", pl.Categorical: "string", pl.Enum: "string", pl.Date: "time", pl.Datetime: "time"}.get(dtype.base_type(), str(dtype))
+    return {pl.Boolean: "boolean", pl.String: "string", pl.Categorical: "string", pl.Enum: "string",
+            pl.Date: "time", pl.Datetime: "time"}.get(dtype.base_type(), str(dtype))
 
 def _fits(kind: str, declared: str) -> bool:
     "May a column of this kind stand where the contract declares that one? Integers are numbers too."
@@ -208,7 +219,9 @@ def _rules(c: Column) -> list:
     if c.min is not None: rules.append((f"is below {c.min}", c.outside, ~absent & (x < c.min)))
     if c.max is not None: rules.append((f"is above {c.max}", c.outside, ~absent & (x > c.max)))
     if c.kind == "number": rules.append(("is infinite", "refuse", x.is_infinite()))
-    if c.values is not None: rules.append((f"is none of the {len(c.values)} values known", c.outside, ~absent & ~x.cast(pl.String).is_in(list(c.values))))
+    if c.values is not None:
+        rules.append((f"is none of the {len(c.values)} values known", c.outside,
+                      ~absent & ~x.cast(pl.String).is_in(list(c.values))))
     return rules
 
 # %% ../../nbs/data/12_contract.ipynb #d82646c9
@@ -224,7 +237,8 @@ def check_table(contract: Contract, frame) -> tuple[Violation, ...]:
             if c.kind == "number": numbers.append(pl.col(c.name).cast(pl.Float64))
             checks |= {f"{c.name}\0{rule}": (c, rule, severity, expression) for rule, severity, expression in _rules(c)}
     broken = [e.fill_null(False).alias(key) for key, (*_, e) in checks.items()]
-    wanted = [pl.col(key).sum().cast(pl.Int64).alias(f"n{key}") for key in checks] + [pl.col(key).arg_max().alias(f"i{key}") for key in checks]
+    wanted = ([pl.col(key).sum().cast(pl.Int64).alias(f"n{key}") for key in checks]
+              + [pl.col(key).arg_max().alias(f"i{key}") for key in checks])
     row = frame.with_columns(numbers).select(broken).select(wanted).collect(engine="streaming").row(0, named=True) if checks else {}
     return tuple(found) + tuple(Violation(c.name, rule, severity, row[f"n{key}"], row[f"i{key}"])
                                 for key, (c, rule, severity, _) in checks.items() if row[f"n{key}"])
@@ -240,7 +254,8 @@ def enforce(contract: Contract, frame, where="table") -> tuple[Violation, ...]:
         absent = [v.column for v in refused if v.rule == "is missing from the table"]
         renamed = [f"{near[0]!r} looks like {c!r}" for c in absent if (near := difflib.get_close_matches(c, new, 1))]
         hint = "; ".join(renamed) or "mend the data, or loosen the contract if the rule is wrong"
-        raise ContractError("; ".join(str(v) for v in refused[:5]) + (f"; and {len(refused) - 5} more" if len(refused) > 5 else ""), where, hint)
+        raise ContractError("; ".join(str(v) for v in refused[:5])
+                            + (f"; and {len(refused) - 5} more" if len(refused) > 5 else ""), where, hint)
     return found
 
 # %% ../../nbs/data/12_contract.ipynb #bc9a2e9b
@@ -248,7 +263,8 @@ def pack(contract: Contract, frame) -> tuple[np.ndarray, np.ndarray]:
     "The features of a Polars frame as the graph's inputs: `numbers` (n, k) float64, missing as NaN, and `strings` (n, m) object, missing as `''`."
     numbers = np.full((frame.height, len(contract.numbers)), np.nan)
     for i, name in enumerate(contract.numbers):
-        if not _fits(_kind_of_polars(frame[name].dtype), contract.columns[name].kind): raise ContractError(f"is {frame[name].dtype}", f"column {name!r}", f"should be {contract.columns[name].kind}")
+        if not _fits(_kind_of_polars(frame[name].dtype), contract.columns[name].kind):
+            raise ContractError(f"is {frame[name].dtype}", f"column {name!r}", f"should be {contract.columns[name].kind}")
         numbers[:, i] = frame[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
     strings = np.empty((frame.height, len(contract.strings)), object)
     for i, name in enumerate(contract.strings):
@@ -300,7 +316,8 @@ def _malformed(body: bytes, error: Exception, known) -> MalformedError:
     before = body[max(0, int(at[1]) - 300):int(at[1]) + 1] if at else b""  # 300 bytes: the search takes quadratic time
     fields = [name for f in _QUOTED.findall(before) if (name := f.decode(errors="replace")) in known]
     where = f"field {fields[-1]!r}" if fields else "request"
-    return MalformedError("is not valid JSON" + (f" at byte {at[1]}" if at else ""), where, "NaN and Infinity are not JSON: send null for a missing value")
+    return MalformedError("is not valid JSON" + (f" at byte {at[1]}" if at else ""), where,
+                          "NaN and Infinity are not JSON: send null for a missing value")
 
 def _mistyped(error: msgspec.ValidationError, known) -> ContractError:
     "The error for JSON that does not fit, in the contract's words."
@@ -345,9 +362,12 @@ def json_schema(contract: Contract) -> dict:
     types, properties = dict(integer="integer", number="number", string="string", boolean="boolean"), {}
     for c in (contract.columns[n] for n in contract.features):
         schema = dict(type=[types[c.kind], "null"] if c.nullable else types[c.kind])
-        said = [c.description, f"unit: {c.unit}" if c.unit else "", f"seen: {c.min} to {c.max}" if c.min is not None else "", f"seen: {len(c.values)} values" if c.values else ""]
+        said = [c.description, f"unit: {c.unit}" if c.unit else "", f"seen: {c.min} to {c.max}" if c.min is not None else "",
+                f"seen: {len(c.values)} values" if c.values else ""]
         if any(said): schema["description"] = "; ".join(filter(None, said))
-        if c.outside == "refuse": schema |= {k: v for k, v in dict(minimum=c.min, maximum=c.max, enum=list(c.values) if c.values else None).items() if v is not None}
+        if c.outside == "refuse":
+            schema |= {k: v for k, v in dict(minimum=c.min, maximum=c.max, enum=list(c.values) if c.values else None).items()
+                       if v is not None}
         properties[c.name] = schema
     return dict(type="object", title=contract.name, properties=properties, required=list(contract.features), additionalProperties=False,
                 examples=[example_row(contract)])

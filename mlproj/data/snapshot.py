@@ -45,12 +45,14 @@ def normalise(frame: pl.DataFrame) -> pl.DataFrame:
         if dtype.is_float() or dtype.is_decimal(): return pl.col(name).cast(pl.Float64)
         if dtype in (pl.Categorical, pl.Enum, pl.String): return pl.col(name).cast(pl.String)
         if isinstance(dtype, pl.Datetime):
-            if dtype.time_zone is None: raise DataError("is a time without a zone", f"column {name!r}", "say which: .dt.replace_time_zone(...)")
+            if dtype.time_zone is None:
+                raise DataError("is a time without a zone", f"column {name!r}", "say which: .dt.replace_time_zone(...)")
             return pl.col(name).dt.convert_time_zone("UTC").dt.cast_time_unit("us")
         if dtype in (pl.Boolean, pl.Date): return pl.col(name)
         raise DataError(f"type {dtype} cannot be stored", f"column {name!r}", "cast or drop it in the dataset function")
     try: return frame.select([cast(n, t) for n, t in frame.schema.items()])
-    except pl.exceptions.InvalidOperationError as error: raise DataError("holds integers that 64 bits with a sign cannot", "table", str(error).splitlines()[0]) from None
+    except pl.exceptions.InvalidOperationError as error:
+        raise DataError("holds integers that 64 bits with a sign cannot", "table", str(error).splitlines()[0]) from None
 
 # %% ../../nbs/data/10_snapshot.ipynb #1d8dc294
 @dataclass(frozen=True)
@@ -68,14 +70,18 @@ class Snapshot:
         from deltalake.exceptions import DeltaError
         try: return pl.scan_delta(DeltaTable(self.uri, version=self.version))
         except (DeltaError, OSError) as error:
-            raise DataError(f"version {self.version} cannot be read ({str(error).splitlines()[0]})", self.uri, "the table was moved, deleted or vacuumed") from None
+            raise DataError(f"version {self.version} cannot be read ({str(error).splitlines()[0]})", self.uri,
+                            "the table was moved, deleted or vacuumed") from None
 
     def verify(self) -> pl.DataFrame:
         "Read this version and prove that it is what the digest says. Raises `DataError` otherwise."
         try: frame = self.read().collect()
-        except (pl.exceptions.PolarsError, OSError) as error: raise DataError(f"version {self.version} cannot be read ({str(error).splitlines()[0]})", self.uri, "files of the table are gone or damaged") from None
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DataError(f"version {self.version} cannot be read ({str(error).splitlines()[0]})", self.uri,
+                            "files of the table are gone or damaged") from None
         if (found := table_digest(frame)) != self.digest:
-            raise DataError(f"version {self.version} has digest {found[:12]}, and should have {self.digest[:12]}", self.uri, "the files were changed by hand")
+            raise DataError(f"version {self.version} has digest {found[:12]}, and should have {self.digest[:12]}", self.uri,
+                            "the files were changed by hand")
         return frame
 
     def __str__(self): return f"v{self.version} sha256:{self.digest[:12]}"

@@ -21,7 +21,8 @@ def instant(day, zone: str) -> datetime:
     "The instant, in UTC, at which a day (ISO date, or ISO time) begins in a zone."
     try: return datetime.fromisoformat(str(day)).replace(tzinfo=ZoneInfo(zone)).astimezone(timezone.utc)
     except ValueError: raise ConfigError(f"{day!r} is no date", "split", "write it as 2013-09-01") from None
-    except (ZoneInfoNotFoundError, OSError): raise ConfigError(f"time zone {zone!r} is unknown", "split.zone", "write it as America/New_York") from None
+    except (ZoneInfoNotFoundError, OSError):
+        raise ConfigError(f"time zone {zone!r} is unknown", "split.zone", "write it as America/New_York") from None
 
 # %% ../../nbs/data/13_split.ipynb #01640dfd
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Split:
 
     def __post_init__(self):
         if self.train_before >= self.validation_before:
-            raise ConfigError(f"train_before {self.train_before:%Y-%m-%d} is not before validation_before {self.validation_before:%Y-%m-%d}", "split")
+            raise ConfigError(f"train_before {self.train_before:%Y-%m-%d} is not before "
+                              f"validation_before {self.validation_before:%Y-%m-%d}", "split")
 
     def part(self, frame: pl.LazyFrame, name: str) -> pl.LazyFrame:
         "The rows of one part: train, validation or test."
@@ -53,16 +55,25 @@ class Part:
 def describe_split(split: Split, frame, label: str) -> dict[str, Part]:
     "Count each part. Raises `DataError` for an empty part, a label that is constant, or one that is missing."
     said, untimed = {}, frame.lazy().select(pl.col(split.time).is_null().sum()).collect().item()
-    if untimed: raise DataError(f"is missing in {untimed:,} rows, so they are in no part", f"column {split.time!r}", "leave such rows out in the dataset function, and count them")
+    if untimed:
+        raise DataError(f"is missing in {untimed:,} rows, so they are in no part", f"column {split.time!r}",
+                        "leave such rows out in the dataset function, and count them")
     ends = frame.lazy().select(pl.col(split.time).min().alias("a"), pl.col(split.time).max().alias("b")).collect().row(0)
     for name in PARTS:
         y = pl.col(label)
         n, positive, missing, first, last = split.part(frame, name).select(
-            pl.len(), y.cast(pl.Float64).mean().alias("y"), y.is_null().sum().alias("n"), pl.col(split.time).min().alias("a"), pl.col(split.time).max().alias("b")).collect().row(0)
+            pl.len(), y.cast(pl.Float64).mean().alias("y"), y.is_null().sum().alias("n"),
+            pl.col(split.time).min().alias("a"), pl.col(split.time).max().alias("b")).collect().row(0)
         where = f"split, part {name!r}"
-        if not n: raise DataError("has no rows", where, f"the data run from {ends[0]:%Y-%m-%d} to {ends[1]:%Y-%m-%d}; move the cuts in conf/split")
-        if missing: raise DataError(f"label {label!r} is missing in {missing:,} rows", where, "leave such rows out in the dataset function, and count them")
-        if positive in (0, 1): raise DataError(f"label {label!r} is constant ({bool(positive)} in all {n:,} rows)", where, "nothing can be learned from it")
+        if not n:
+            raise DataError("has no rows", where,
+                            f"the data run from {ends[0]:%Y-%m-%d} to {ends[1]:%Y-%m-%d}; move the cuts in conf/split")
+        if missing:
+            raise DataError(f"label {label!r} is missing in {missing:,} rows", where,
+                            "leave such rows out in the dataset function, and count them")
+        if positive in (0, 1):
+            raise DataError(f"label {label!r} is constant ({bool(positive)} in all {n:,} rows)", where,
+                            "nothing can be learned from it")
         said[name] = Part(n, positive, first.isoformat(), last.isoformat())
     return said
 
@@ -71,7 +82,9 @@ def check_key(frame, key) -> None:
     "Raise `DataError` when a key occurs in more than one row."
     if not key: return
     twice = frame.lazy().group_by(list(key)).agg(pl.len().alias("#")).filter(pl.col("#") > 1).collect()
-    if twice.height: raise DataError(f"{twice.height:,} keys occur more than once, up to {twice['#'].max()} times", f"key {', '.join(key)}", "name the columns that make a row unique in conf/data, or drop the duplicates")
+    if twice.height:
+        raise DataError(f"{twice.height:,} keys occur more than once, up to {twice['#'].max()} times", f"key {', '.join(key)}",
+                        "name the columns that make a row unique in conf/data, or drop the duplicates")
 
 def time_split(time: str, train_before, validation_before, zone="UTC") -> Split:
     "A `Split` from dates as they stand in a config."

@@ -27,7 +27,8 @@ def write_bundle(folder, graph: bytes, contract: Contract, profile, golden: pl.D
     from mlproj.data.profile import save_profile
     folder = Path(folder)
     if absent := [k for k in FACTS if k not in facts]: raise RegistryError("facts lack " + ", ".join(absent), folder)
-    if absent := [c for c in (*contract.features, "prediction") if c not in golden.columns]: raise RegistryError("golden rows lack " + ", ".join(absent), folder)
+    if absent := [c for c in (*contract.features, "prediction") if c not in golden.columns]:
+        raise RegistryError("golden rows lack " + ", ".join(absent), folder)
     if folder.exists(): raise RegistryError("exists already", folder, "a bundle is never overwritten; write to a new folder")
     with folder_atomic(folder) as staging:
         write_atomic(staging/"model.onnx", graph)
@@ -45,7 +46,9 @@ def _read_plain(folder: Path, name: str, limit: int) -> bytes:
     hint = "the bundle is damaged; package it again"
     try: fd = os.open(folder/name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError: raise RegistryError("is missing", folder/name, hint) from None
-    except OSError as error: raise RegistryError("is not a plain file" if (folder/name).is_symlink() else f"cannot be read ({error.strerror})", folder/name, hint) from None
+    except OSError as error:
+        raise RegistryError("is not a plain file" if (folder/name).is_symlink() else f"cannot be read ({error.strerror})",
+                            folder/name, hint) from None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1: raise RegistryError("is not a plain file", folder/name, hint)
@@ -64,7 +67,8 @@ def _read_manifest(folder: Path) -> tuple[dict, str]:
         manifest = json.loads(data)
         canonical = to_json(manifest).encode() == data
     except (ValueError, RecursionError): raise damaged from None
-    if not canonical or not isinstance(manifest, dict) or set(manifest) != {"format", "files"} or manifest["format"] != FORMAT: raise damaged
+    if not canonical or not isinstance(manifest, dict) or set(manifest) != {"format", "files"} or manifest["format"] != FORMAT:
+        raise damaged
     files = manifest["files"]
     if not isinstance(files, dict) or sorted(files) != sorted(FILES): raise damaged
     for entry in files.values():
@@ -85,7 +89,8 @@ def _read_all(folder: Path) -> tuple[dict, str, dict[str, bytes]]:
     if not folder.is_dir(): raise RegistryError("is not a bundle", folder, "it should be a folder with a manifest.json")
     manifest, digest = _read_manifest(folder)
     for name in sorted(os.listdir(folder)):
-        if name != "manifest.json" and name not in manifest["files"]: raise RegistryError("is not in the manifest", folder/name, "remove it")
+        if name != "manifest.json" and name not in manifest["files"]:
+            raise RegistryError("is not in the manifest", folder/name, "remove it")
     return manifest, digest, {name: _read_listed(folder, name, entry) for name, entry in manifest["files"].items()}
 
 # %% ../../nbs/serve/30_bundle.ipynb #9d56460a
@@ -105,7 +110,9 @@ def _session(graph: bytes, threads: int):
 
 def _fits(session, contract: Contract) -> bool:
     "Has the graph the inputs and the output that the contract asks for?"
-    wanted = {name: (dtype, len(columns)) for name, dtype, columns in (("numbers", "tensor(double)", contract.numbers), ("strings", "tensor(string)", contract.strings)) if columns}
+    wanted = {name: (dtype, len(columns))
+              for name, dtype, columns in (("numbers", "tensor(double)", contract.numbers),
+                                           ("strings", "tensor(string)", contract.strings)) if columns}
     found = {i.name: (i.type, i.shape[1] if len(i.shape) == 2 else None) for i in session.get_inputs()}
     return found == wanted and [(o.name, o.type, len(o.shape)) for o in session.get_outputs()] == [("probability", "tensor(float)", 1)]
 
@@ -133,13 +140,18 @@ class Bundle:
             where = path/"model.onnx"
             session = _session(data["model.onnx"], threads)
         except MlprojError: raise
-        except Exception as error: raise RegistryError(f"cannot be read ({type(error).__name__})", where, "it was packaged so: package the run again") from None
-        if not _fits(session, contract): raise RegistryError("inputs or output are not those of the contract", path/"model.onnx", "package the run again")
+        except Exception as error:
+            raise RegistryError(f"cannot be read ({type(error).__name__})", where,
+                                "it was packaged so: package the run again") from None
+        if not _fits(session, contract):
+            raise RegistryError("inputs or output are not those of the contract", path/"model.onnx", "package the run again")
         return cls(path, digest, contract, facts, manifest, session)
 
     @property
     def name(self) -> str: return self.facts["name"]
-    def __repr__(self): return f"Bundle({self.name!r}, run {self.facts['run']}, {len(self.contract.features)} features, digest {self.digest[:12]})"
+    def __repr__(self):
+        return (f"Bundle({self.name!r}, run {self.facts['run']}, {len(self.contract.features)} features, "
+                f"digest {self.digest[:12]})")
 
 # %% ../../nbs/serve/30_bundle.ipynb #04d38057
 def _golden(self) -> pl.DataFrame:
@@ -179,7 +191,8 @@ def _verify_golden(self) -> float:
     delta = np.abs(self.predict_frame(golden).astype(np.float64) - golden["prediction"].to_numpy().astype(np.float64))
     worst = float(delta.max(initial=0.0))
     if not worst <= TOLERANCE:  # so that NaN fails too
-        raise ParityError(f"predicts {worst:.2g} away from what training saw, more than {TOLERANCE:g}", f"{self.path}, golden row {int(np.nanargmax(np.where(np.isnan(delta), np.inf, delta)))}",
+        raise ParityError(f"predicts {worst:.2g} away from what training saw, more than {TOLERANCE:g}",
+                          f"{self.path}, golden row {int(np.nanargmax(np.where(np.isnan(delta), np.inf, delta)))}",
                           "this machine or onnxruntime computes another function: do not serve it here")
     return worst
 
@@ -192,8 +205,11 @@ def bundle_html(bundle: Bundle) -> str:
     show = lambda v: f"{v:.4g}" if isinstance(v, float) else escape(str(v))
     pairs = lambda d: ", ".join(f"{escape(str(k))} {show(v)}" for k, v in d.items()) if isinstance(d, dict) else show(d)
     size = sum(entry["size"] for entry in bundle.manifest["files"].values())
-    rows = dict(model=f"<b>{escape(bundle.name)}</b>, {show(bundle.facts['task'])}, {len(bundle.contract.features)} features, {size/1024:,.0f} kB", digest=bundle.digest[:12],
+    rows = dict(model=f"<b>{escape(bundle.name)}</b>, {show(bundle.facts['task'])}, {len(bundle.contract.features)} features, "
+                      f"{size/1024:,.0f} kB",
+                digest=bundle.digest[:12],
                 **{key: pairs(bundle.facts[key]) for key in ("run", "created", "metrics", "baseline", "lineage", "parity")})
-    return "<table>" + "".join(f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{v}</td></tr>" for k, v in rows.items()) + "</table>"
+    return "<table>" + "".join(f"<tr><th style='text-align:left'>{k}</th><td style='text-align:left'>{v}</td></tr>"
+                               for k, v in rows.items()) + "</table>"
 
 Bundle._repr_html_ = bundle_html

@@ -42,7 +42,8 @@ class Endpoint:
         except ContractError as error: return 422, problem(error, request_id)
         probability = float(self.bundle.predict(numbers, strings)[0])
         if not math.isfinite(probability):  # JSON has no NaN, and a client should not get one
-            return 422, problem(ContractError("the model gives no probability for these values", hint="send numbers of the size seen in training"), request_id)
+            return 422, problem(ContractError("the model gives no probability for these values",
+                                              hint="send numbers of the size seen in training"), request_id)
         for warning in warnings: self.counts.warned[warning["field"]] = self.counts.warned.get(warning["field"], 0) + 1
         return 200, _json(dict(probability=probability, model=self.tag, request_id=request_id, warnings=warnings))
 
@@ -68,7 +69,8 @@ class HTTPError(MlprojError):
 
 def check_head(scope: dict, key: bytes):
     "Raise `HTTPError` for a request that /predict refuses by its method or headers."
-    if scope["method"] != "POST": raise HTTPError(405, "method is not allowed here", "send a POST with one JSON record", [(b"allow", b"POST")])
+    if scope["method"] != "POST":
+        raise HTTPError(405, "method is not allowed here", "send a POST with one JSON record", [(b"allow", b"POST")])
     given = b""
     for name, value in scope["headers"]:
         if name == b"content-type" and value and value.partition(b";")[0].strip().lower() != b"application/json":
@@ -90,12 +92,14 @@ async def read_body(receive) -> bytes | None:
         if size <= LIMIT: chunks.append(chunk)
         else: chunks.clear()
         if not more or size > DRAIN: break
-    if size > LIMIT: raise HTTPError(413, f"body is longer than {LIMIT:,} bytes", "send one record per request", [(b"connection", b"close")])
+    if size > LIMIT:
+        raise HTTPError(413, f"body is longer than {LIMIT:,} bytes", "send one record per request", [(b"connection", b"close")])
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 async def respond(send, status: int, body: bytes, headers=()):
     "Send a JSON answer."
-    await send(dict(type="http.response.start", status=status, headers=[(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]))
+    await send(dict(type="http.response.start", status=status,
+                    headers=[(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]))
     await send(dict(type="http.response.body", body=body))
 
 # %% ../../nbs/serve/33_service.ipynb #e16e8578
@@ -118,14 +122,16 @@ class Fast:
         if path in PASSED or path.startswith("/static_content/"):
             if path == "/metrics": self.service.flush()
             return await self.app(scope, receive, guarded(send))
-        await respond(send, 404, problem(HTTPError(404, "there is nothing here", "POST /predict; the documentation is at /"), self.request_id()))
+        await respond(send, 404, problem(HTTPError(404, "there is nothing here", "POST /predict; the documentation is at /"),
+                                         self.request_id()))
 
     def request_id(self) -> str: return f"{self.prefix}-{next(self.counter):x}"
 
 def guarded(send):
     "`send` that adds the content security policy to every answer."
     def add(message):
-        if message["type"] == "http.response.start": message = dict(message, headers=[*message.get("headers", ()), (b"content-security-policy", POLICY)])
+        if message["type"] == "http.response.start":
+            message = dict(message, headers=[*message.get("headers", ()), (b"content-security-policy", POLICY)])
         return send(message)
     return add
 
@@ -148,12 +154,15 @@ async def _predict(self, scope, receive, send):
 Fast.predict = _predict
 
 # %% ../../nbs/serve/33_service.ipynb #d5ad6733
-PROBES = {"/healthz": "The process lives", "/livez": "The process lives", "/readyz": "The service can answer", "/metrics": "Prometheus metrics"}
-TEXTS = {400: "Not JSON", 401: "API key missing or wrong", 413: "Body too long", 415: "Not application/json", 422: "Breaks the contract; names the field"}
+PROBES = {"/healthz": "The process lives", "/livez": "The process lives", "/readyz": "The service can answer",
+          "/metrics": "Prometheus metrics"}
+TEXTS = {400: "Not JSON", 401: "API key missing or wrong", 413: "Body too long", 415: "Not application/json",
+         422: "Breaks the contract; names the field"}
 
 def _object(**properties) -> dict: return dict(type="object", properties=properties, required=list(properties))
 _TEXT, _RULE = dict(type="string"), _object(field=dict(type="string"), rule=dict(type="string"))
-SCHEMAS = dict(Prediction=_object(probability=dict(type="number", minimum=0, maximum=1), model=dict(type="string", description="name:version"), request_id=_TEXT,
+SCHEMAS = dict(Prediction=_object(probability=dict(type="number", minimum=0, maximum=1),
+                                  model=dict(type="string", description="name:version"), request_id=_TEXT,
                                   warnings=dict(type="array", items=_RULE, description="accepted values that training never saw")),
                Problem=_object(error=_object(where=_TEXT, what=_TEXT, hint=_TEXT), request_id=_TEXT))
 
@@ -173,9 +182,14 @@ def openapi(contract, tag: str) -> Document:
     components = dict(schemas=dict(Record=json_schema(contract), **SCHEMAS))
     if os.environ.get("MLPROJ_API_KEY"):
         predict["security"], components["securitySchemes"] = [dict(key=[])], dict(key=dict(type="http", scheme="bearer"))
-    probe = lambda path, text: dict(get=dict(summary=text, operationId=path[1:], tags=["Operate"], responses={"200": dict(description=text)}))
-    return Document(openapi="3.1.0", info=dict(title=contract.name, version=tag, description=f"Predicts with the model {tag}. The schema of a record is the model's contract."),
-                    servers=[dict(url=".")], paths={"/predict": dict(post=predict), **{path: probe(path, text) for path, text in PROBES.items()}}, components=components)
+    probe = lambda path, text: dict(get=dict(summary=text, operationId=path[1:], tags=["Operate"],
+                                             responses={"200": dict(description=text)}))
+    return Document(openapi="3.1.0",
+                    info=dict(title=contract.name, version=tag,
+                              description=f"Predicts with the model {tag}. The schema of a record is the model's contract."),
+                    servers=[dict(url=".")],
+                    paths={"/predict": dict(post=predict), **{path: probe(path, text) for path, text in PROBES.items()}},
+                    components=components)
 
 # %% ../../nbs/serve/33_service.ipynb #c351cbfc
 def check_address(host: str, port: int):
@@ -188,7 +202,8 @@ def check_address(host: str, port: int):
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port that was just closed is free
         try: trial.bind((host, port))
         except (OSError, OverflowError) as error:
-            raise MlprojError(f"cannot be served on ({getattr(error, 'strerror', None) or error})", f"{host}:{port}", "choose another with --port, or stop what runs there") from None
+            raise MlprojError(f"cannot be served on ({getattr(error, 'strerror', None) or error})", f"{host}:{port}",
+                              "choose another with --port, or stop what runs there") from None
 
 # %% ../../nbs/serve/33_service.ipynb #deeb7c87
 import bentoml
@@ -334,4 +349,5 @@ def serve(ref: str | None = None, host: str = "127.0.0.1", port: int = 3000):
     check_address(host, port)
     os.environ["MLPROJ_MODEL"] = ref or f"{version.name}@champion"
     sys.stdout.flush(); sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "bentoml", "serve", "mlproj.serve.service:Predictor", "--host", host, "--port", str(port)])
+    os.execv(sys.executable, [sys.executable, "-m", "bentoml", "serve", "mlproj.serve.service:Predictor",
+                              "--host", host, "--port", str(port)])

@@ -23,7 +23,8 @@ METRICS = ("average_precision", "roc_auc", "brier")
 def score(y, p) -> dict[str, float]:
     "Average precision, ROC AUC and Brier score of probabilities (n,) for labels (n,)."
     from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
-    return dict(average_precision=float(average_precision_score(y, p)), roc_auc=float(roc_auc_score(y, p)), brier=float(brier_score_loss(y, p)))
+    return dict(average_precision=float(average_precision_score(y, p)), roc_auc=float(roc_auc_score(y, p)),
+                brier=float(brier_score_loss(y, p)))
 
 # %% ../../nbs/train/24_evaluate.ipynb #e65eee20
 @dataclass(frozen=True)
@@ -85,13 +86,16 @@ def by_slice(frame: pl.DataFrame, columns, y, p, p_baseline, least: int = 200) -
     "Metrics of model and baseline for each value of some columns: column, value, n, share of positives, scores; weakest gain in average precision first."
     out = []
     for column in columns:
-        if column not in frame.columns: raise ConfigError(f"column {column!r} is not in the table", "evaluate.slices", "it has: " + ", ".join(frame.columns))
+        if column not in frame.columns:
+            raise ConfigError(f"column {column!r} is not in the table", "evaluate.slices",
+                              "it has: " + ", ".join(frame.columns))
         values = frame[column].cast(pl.String).fill_null("(missing)").to_numpy()
         for value in np.unique(values):
             rows = values == value
             if rows.sum() < least or len(np.unique(y[rows])) < 2: continue
             model, baseline = (score(y[rows], q[rows]) for q in (p, p_baseline))
-            out.append(dict(column=column, value=str(value), n=int(rows.sum()), positive=float(y[rows].mean()), model=model, baseline=baseline))
+            out.append(dict(column=column, value=str(value), n=int(rows.sum()), positive=float(y[rows].mean()),
+                            model=model, baseline=baseline))
     return sorted(out, key=lambda s: s["model"]["average_precision"] - s["baseline"]["average_precision"])
 
 # %% ../../nbs/train/24_evaluate.ipynb #90cf03e6
@@ -135,7 +139,8 @@ def scorecard_rows(card: Scorecard) -> list[tuple[str, ...]]:
 def scorecard_html(card: Scorecard) -> str:
     "The metrics as an HTML table."
     head = "".join(f"<th>{h}</th>" for h in ("part", "metric", "n", "model (95% interval)", "baseline", "gain (95% interval)"))
-    return f"<table><tr>{head}</tr>" + "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in scorecard_rows(card)) + "</table>"
+    return (f"<table><tr>{head}</tr>"
+            + "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in scorecard_rows(card)) + "</table>")
 
 def _text(card: Scorecard) -> str:
     "The metrics as an aligned text table."
@@ -156,7 +161,8 @@ class Criterion:
     at_most: float | None = None
 
     def __post_init__(self):
-        for value, known, key in ((self.part, ("validation", "test"), "part"), (self.metric, METRICS, "metric"), (self.which, ("model", "gain"), "which")):
+        for value, known, key in ((self.part, ("validation", "test"), "part"), (self.metric, METRICS, "metric"),
+                                  (self.which, ("model", "gain"), "which")):
             if value not in known: raise ConfigError(f"{key} {value!r} is unknown", "gate.criteria", "one of " + ", ".join(known))
         if (self.at_least is None) == (self.at_most is None): raise ConfigError("needs one of at_least and at_most", "gate.criteria")
 
@@ -180,21 +186,30 @@ class Gate:
         known = set(Criterion.__dataclass_fields__)
         if not criteria: raise ConfigError("has no criteria", "gate.criteria", "a gate that asks for nothing is none; see conf/gate")
         for name, given in criteria.items():
-            if not isinstance(given, dict): raise ConfigError(f"is {given!r}", f"gate.criteria.{name}", "part, metric, which, and at_least or at_most")
+            if not isinstance(given, dict):
+                raise ConfigError(f"is {given!r}", f"gate.criteria.{name}", "part, metric, which, and at_least or at_most")
             for bound in ("at_least", "at_most"):
-                if not isinstance(given.get(bound), (int, float, type(None))): raise ConfigError(f"{bound} is {given[bound]!r}", f"gate.criteria.{name}", "a number")
-            if extra := set(given) - known: raise ConfigError(f"key {sorted(extra)[0]!r} is unknown", f"gate.criteria.{name}", "one of " + ", ".join(sorted(known)))
+                if not isinstance(given.get(bound), (int, float, type(None))):
+                    raise ConfigError(f"{bound} is {given[bound]!r}", f"gate.criteria.{name}", "a number")
+            if extra := set(given) - known:
+                raise ConfigError(f"key {sorted(extra)[0]!r} is unknown", f"gate.criteria.{name}",
+                                  "one of " + ", ".join(sorted(known)))
         return cls({name: Criterion(**given) for name, given in criteria.items()})
 
     def judge(self, card: Scorecard, written: dict) -> list[Verdict]:
         "A verdict for each criterion. Raises `GateError` when the criteria are not those that were `written` before the training."
-        if written != self.plain(): raise GateError("the criteria changed after the training began", "gate.criteria", "start a new run: criteria are fixed before, not after")
+        if written != self.plain():
+            raise GateError("the criteria changed after the training began", "gate.criteria",
+                            "start a new run: criteria are fixed before, not after")
         out = []
         for name, c in self.criteria.items():
             value = card.figure(c.part, c.metric, c.which)
-            bound, passed = (f"at least {c.at_least:g}", value >= c.at_least) if c.at_most is None else (f"at most {c.at_most:g}", value <= c.at_most)
+            bound, passed = ((f"at least {c.at_least:g}", value >= c.at_least) if c.at_most is None
+                             else (f"at most {c.at_most:g}", value <= c.at_most))
             what = {"gain": "gain over the baseline in ", "model": ""}[c.which] + c.metric.replace("_", " ")
-            out.append(Verdict(name, bool(passed), value, f"{c.part} {what}: {value:+.4f}, required {bound}" if c.which == "gain" else f"{c.part} {what}: {value:.4f}, required {bound}"))
+            out.append(Verdict(name, bool(passed), value,
+                               f"{c.part} {what}: {value:+.4f}, required {bound}" if c.which == "gain"
+                               else f"{c.part} {what}: {value:.4f}, required {bound}"))
         return out
 
     def plain(self) -> dict: return {name: asdict(c) for name, c in self.criteria.items()}

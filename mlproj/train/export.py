@@ -66,7 +66,8 @@ def _worst(a, b, contract: Contract, what: str) -> float:
     difference = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
     if not (difference <= BUDGET).all():  # so that a NaN fails too
         row = int(np.argmax(np.nan_to_num(difference, nan=np.inf)))
-        raise ParityError(f"{what} differ by {difference[row]:.2g}, more than {BUDGET:g}", f"{contract.name}, golden row {row}", "nothing was packaged; find which operation differs")
+        raise ParityError(f"{what} differ by {difference[row]:.2g}, more than {BUDGET:g}", f"{contract.name}, golden row {row}",
+                          "nothing was packaged; find which operation differs")
     return float(difference.max(initial=0))
 
 # %% ../../nbs/train/25_export.ipynb #cf4031d7
@@ -76,9 +77,12 @@ def prove(whole: onnx.ModelProto, encoders: onnx.ModelProto, model, contract: Co
     feeds = {k: v for k, v in dict(numbers=numbers, strings=strings).items() if v.shape[1]}
     names = [o.name for o in encoders.graph.output]
     for name, trained, served in zip(names, session(encoders).run(names, feeds), session(cut(whole, names)).run(names, feeds)):
-        if not np.array_equal(trained, served): raise ParityError(f"the encoders of the graph and those of the training differ in {name}", contract.name, "nothing was packaged")
+        if not np.array_equal(trained, served):
+            raise ParityError(f"the encoders of the graph and those of the training differ in {name}", contract.name,
+                              "nothing was packaged")
     run = session(whole, threads=1)
     predictions = run.run(["probability"], feeds)[0]
     native = model.predict(*encode(encoders, contract, golden))
     singles = np.concatenate([run.run(["probability"], {k: v[i:i + 1] for k, v in feeds.items()})[0] for i in range(golden.height)])
-    return Parity(golden.height, _worst(native, predictions, contract, "model and graph"), _worst(singles, predictions, contract, "a batch and its single rows"), predictions)
+    return Parity(golden.height, _worst(native, predictions, contract, "model and graph"),
+                  _worst(singles, predictions, contract, "a batch and its single rows"), predictions)

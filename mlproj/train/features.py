@@ -44,7 +44,8 @@ def _fit_number(name: str, p) -> NumberEncoder:
     if not p.quantiles: return NumberEncoder(name, 0.0, 0.0, 0.0, 0.0, 1.0, p.missing > 0)  # never present in training: says nothing
     scale = p.std or 1.0
     edges = np.unique([(q - p.mean)/scale for q in p.quantiles[::2]])  # 16 intervals with equal numbers of rows
-    return NumberEncoder(name, p.median, p.min, p.max, p.mean, scale, p.missing > 0, tuple(edges.tolist()) if len(edges) > 1 else (0.0, 1.0))
+    return NumberEncoder(name, p.median, p.min, p.max, p.mean, scale, p.missing > 0,
+                         tuple(edges.tolist()) if len(edges) > 1 else (0.0, 1.0))
 
 @dataclass(frozen=True)
 class Features:
@@ -64,7 +65,9 @@ class Features:
 def fit_features(profile, contract: Contract) -> Features:
     "Encoders from the profile of the training part alone; no row is read again. Raises `DataError` for a text with too many values to be a category."
     for name in contract.strings:
-        if profile[name].distinct > VOCABULARY: raise DataError(f"{profile[name].distinct:,} different values are too many for a category", f"column {name!r}", "take it out of the features, or group its values in the dataset function")
+        if profile[name].distinct > VOCABULARY:
+            raise DataError(f"{profile[name].distinct:,} different values are too many for a category", f"column {name!r}",
+                            "take it out of the features, or group its values in the dataset function")
     return Features(tuple(_fit_number(n, profile[n]) for n in contract.numbers),
                     tuple(CategoryEncoder(n, tuple(sorted(profile[n].counts))) for n in contract.strings))
 
@@ -77,7 +80,9 @@ class GraphBuilder:
     def __init__(self, prefix=""): self.prefix, self.nodes, self.initializers = prefix, [], {}
     def constant(self, value: np.ndarray) -> str:
         key = (value.dtype.str, value.shape, value.tobytes())
-        if key not in self.initializers: self.initializers[key] = numpy_helper.from_array(np.ascontiguousarray(value), f"{self.prefix}c{len(self.initializers)}")
+        if key not in self.initializers:
+            self.initializers[key] = numpy_helper.from_array(np.ascontiguousarray(value),
+                                                             f"{self.prefix}c{len(self.initializers)}")
         return self.initializers[key].name
     def add(self, op: str, *inputs, outputs: int | list = 1, domain="", **attributes):
         names = [self.constant(i) if isinstance(i, np.ndarray) else i for i in inputs]
@@ -110,7 +115,8 @@ def _encode_numbers(g: GraphBuilder, encoders) -> str:
 def _encode_categories(g: GraphBuilder, encoders) -> str:
     "Nodes from `strings` (n, m) to `x_codes` (n, m) int64."
     columns = g.add("Split", "strings", outputs=len(encoders), axis=1, num_outputs=len(encoders)) if len(encoders) > 1 else ["strings"]
-    codes = [g.add("LabelEncoder", column, domain="ai.onnx.ml", keys_strings=["", *e.values], values_int64s=list(range(1, e.cardinality)), default_int64=0)
+    codes = [g.add("LabelEncoder", column, domain="ai.onnx.ml", keys_strings=["", *e.values],
+                   values_int64s=list(range(1, e.cardinality)), default_int64=0)
              for column, e in zip(columns, encoders)]
     return g.Concat(*codes, axis=1, outputs=["x_codes"])
 

@@ -54,7 +54,9 @@ class ScoreValidation(Callback):
     def __init__(self, validation: Tensors): self.validation = validation
     def on_train_epoch_end(self, trainer, module):
         p = module.predict(self.validation.x_numbers, self.validation.x_codes)
-        if not np.isfinite(p).all(): raise MlprojError(f"the training diverged in epoch {trainer.current_epoch + 1}: predictions are not finite", "train", "lower model.lr")
+        if not np.isfinite(p).all():
+            raise MlprojError(f"the training diverged in epoch {trainer.current_epoch + 1}: predictions are not finite", "train",
+                              "lower model.lr")
         module.log("val_average_precision", binary_average_precision(torch.as_tensor(p), torch.as_tensor(self.validation.y).long()))
         module.train()
 
@@ -75,9 +77,12 @@ def wandb_logger(folder, project: str, run_id: str, mode: str, config: dict):
     import wandb
     from pytorch_lightning.loggers import WandbLogger
     settings = wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True, save_code=False, init_timeout=20)
-    try: return WandbLogger(experiment=wandb.init(dir=folder, project=project, id=run_id, name=run_id, mode=mode, settings=settings, config=config))
+    try:
+        return WandbLogger(experiment=wandb.init(dir=folder, project=project, id=run_id, name=run_id, mode=mode,
+                                                 settings=settings, config=config))
     except Exception as error:  # whatever W&B raises, the result does not depend on it
-        logging.getLogger("mlproj").warning("W&B cannot start (%s); the run goes on, its facts stand in the ledger", str(error).splitlines()[0])
+        logging.getLogger("mlproj").warning("W&B cannot start (%s); the run goes on, its facts stand in the ledger",
+                                            str(error).splitlines()[0])
         return None
 
 # %% ../../nbs/train/23_fit.ipynb #e328f21c
@@ -118,7 +123,8 @@ def _trainer(**settings) -> pl.Trainer:
     "A Lightning trainer. Raises `ConfigError` for settings that Lightning or this machine do not have."
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
     try: return pl.Trainer(**settings)
-    except (ValueError, MisconfigurationException) as error: raise ConfigError(" ".join(str(error).split())[:300], "train", "see conf/train") from None
+    except (ValueError, MisconfigurationException) as error:
+        raise ConfigError(" ".join(str(error).split())[:300], "train", "see conf/train") from None
 
 # %% ../../nbs/train/23_fit.ipynb #f1d2dfaa
 class _Scores(Callback):
@@ -126,22 +132,26 @@ class _Scores(Callback):
     def __init__(self): self.values = []
     def on_train_epoch_end(self, trainer, module): self.values.append(float(trainer.callback_metrics["val_average_precision"]))
 
-def fit(model: pl.LightningModule, train: Tensors, validation: Tensors, folder, *, max_epochs=5, batch_size=1024, seed=0, accelerator="auto", precision="32-true", threads=None, progress=True, logger=None) -> Fitted:
+def fit(model: pl.LightningModule, train: Tensors, validation: Tensors, folder, *, max_epochs=5, batch_size=1024, seed=0,
+        accelerator="auto", precision="32-true", threads=None, progress=True, logger=None) -> Fitted:
     "Train a LightningModule that has `predict`; afterwards it holds the weights of its best epoch, which also stand in `folder`/best.ckpt. `threads`: of PyTorch on the CPU."
     if max_epochs < 1: raise ConfigError(f"max_epochs is {max_epochs}", "train.max_epochs", "1 or more")
     pl.seed_everything(seed, workers=True, verbose=False)
     scores, throughput = _Scores(), Throughput(len(train))
-    best = ModelCheckpoint(dirpath=folder, filename="best", monitor="val_average_precision", mode="max", save_weights_only=True, enable_version_counter=False)
+    best = ModelCheckpoint(dirpath=folder, filename="best", monitor="val_average_precision", mode="max",
+                           save_weights_only=True, enable_version_counter=False)
     callbacks = [throughput, ScoreValidation(validation), scores, best] + ([TQDMProgressBar(refresh_rate=25)] if progress else [])
     begun = time.perf_counter()
     with _quiet(), _threads(threads):
-        trainer = _trainer(max_epochs=max_epochs, accelerator=accelerator, devices=1, precision=precision, logger=logger or False, callbacks=callbacks, plugins=[AtomicCheckpointIO()],
-                             enable_model_summary=False, enable_progress_bar=progress, log_every_n_steps=max(1, len(train)//batch_size), num_sanity_val_steps=0)
+        trainer = _trainer(max_epochs=max_epochs, accelerator=accelerator, devices=1, precision=precision, logger=logger or False,
+                           callbacks=callbacks, plugins=[AtomicCheckpointIO()], enable_model_summary=False,
+                           enable_progress_bar=progress, log_every_n_steps=max(1, len(train)//batch_size), num_sanity_val_steps=0)
         _interruptible(trainer, model, TensorLoader(train, batch_size, shuffle=True, seed=seed))
         state = torch.load(Path(folder)/"best.ckpt", weights_only=True)["state_dict"]
     model.load_state_dict(state)
     model.cpu().eval()
-    return Fitted(len(scores.values), 1 + max(range(len(scores.values)), key=scores.values.__getitem__), tuple(scores.values), time.perf_counter() - begun, throughput.rows_per_second)
+    return Fitted(len(scores.values), 1 + max(range(len(scores.values)), key=scores.values.__getitem__), tuple(scores.values),
+                  time.perf_counter() - begun, throughput.rows_per_second)
 
 # %% ../../nbs/train/23_fit.ipynb #0a65c651
 def _interruptible(trainer, model, loader) -> None:

@@ -37,7 +37,8 @@ class LinearPath(nn.Module):
         super().__init__()
         self.weights = nn.Parameter(torch.zeros(features.width)) if features.width else None
         self.table = nn.Parameter(torch.zeros(sum(features.cardinalities), 1)) if features.categories else None
-        self.register_buffer("offsets", torch.tensor([0, *features.cardinalities]).cumsum(0)[:-1])  # where each category begins in the table
+        # where each category begins in the table
+        self.register_buffer("offsets", torch.tensor([0, *features.cardinalities]).cumsum(0)[:-1])
 
     def forward(self, x_numbers, x_codes):
         z = x_numbers @ self.weights if self.weights is not None else 0
@@ -67,7 +68,8 @@ class MLPCore(nn.Module):
 # %% ../../nbs/train/22_network.ipynb #8123d399
 class TabularMLP(pl.LightningModule):
     "An MLP beside a linear path, binary task. `lr` is the peak per step of AdamW; `embedding` bounds the size of a category's vector."
-    def __init__(self, features: Features, hidden: int = 64, layers: int = 2, dropout: float = 0.5, embedding: int = 16, lr: float = 3e-3, weight_decay: float = 1e-2):
+    def __init__(self, features: Features, hidden: int = 64, layers: int = 2, dropout: float = 0.5, embedding: int = 16,
+                 lr: float = 3e-3, weight_decay: float = 1e-2):
         super().__init__()
         self.core = MLPCore(features, hidden, layers, dropout, embedding)
         self.width, self.categories, self.lr, self.weight_decay = features.width, len(features.cardinalities), lr, weight_decay
@@ -90,7 +92,8 @@ class TabularMLP(pl.LightningModule):
 def _predict(self, x_numbers: np.ndarray, x_codes: np.ndarray, rows: int = 16_384) -> np.ndarray:
     "Probabilities (n,) float32, in evaluation mode, in batches."
     self.eval()
-    parts = [torch.sigmoid(self.core(torch.as_tensor(x_numbers[i:i + rows], device=self.device), torch.as_tensor(x_codes[i:i + rows], device=self.device)))
+    parts = [torch.sigmoid(self.core(torch.as_tensor(x_numbers[i:i + rows], device=self.device),
+                                     torch.as_tensor(x_codes[i:i + rows], device=self.device)))
              for i in range(0, len(x_numbers), rows)]
     return torch.cat(parts).cpu().numpy()
 
