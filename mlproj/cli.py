@@ -7,7 +7,6 @@ __all__ = ['app', 'SWEEP', 'HYDRA', 'run', 'serve', 'status', 'promote', 'rollba
 
 # %% ../nbs/52_cli.ipynb #04e960e1
 import os, re, signal, sys
-from pathlib import Path
 
 import typer
 

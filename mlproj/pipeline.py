@@ -209,7 +209,7 @@ def data_stage(c: Context) -> None:
         figures.update(rows=snapshot.rows, columns=snapshot.columns, version=snapshot.version, digest=snapshot.digest)
         said.append(f"{snapshot.rows:,} rows, {snapshot.columns} columns, snapshot {snapshot}; {len(data.joins)} joins, "
                     + (", ".join(f"{n:,} {reason}" for reason, n in data.excluded) or "none") + " left out")
-    c.values.update(snapshot=snapshot, frame=snapshot.verify(), snapshot_digest=snapshot.digest, joins=data.joins)
+    c.values.update(snapshot=snapshot, frame=snapshot.verify(), snapshot_digest=snapshot.digest)
 
 # %% ../nbs/50_pipeline.ipynb #a8bbbd59
 def check_roles(frame, config: RunConfig, contract=None) -> None:
@@ -282,10 +282,11 @@ def features_stage(c: Context) -> None:
     with c.stage("features") as (folder, figures, said):
         features, label = fit_features(c.values["profile"], c.values["contract"]), c.config.data.label
         graph = features_graph(features)
-        write_atomic(folder/"features.onnx", graph.SerializeToString(deterministic=True))
+        content = graph.SerializeToString(deterministic=True)
+        write_atomic(folder/"features.onnx", content)
         tensors = {name: Tensors(*encode(graph, c.values["contract"], part), part[label].to_numpy().astype(np.float32))
                    for name, part in c.values["parts"].items()}
-        digest = sha256(graph.SerializeToString(deterministic=True))
+        digest = sha256(content)
         figures.update(numbers=features.width, categories=len(features.categories), digest=digest)
         said.append(f"{features.width} numbers, {len(features.categories)} categories of {sum(features.cardinalities):,} values, "
                     f"graph sha256:{digest[:12]}")
@@ -340,7 +341,7 @@ def train_stage(c: Context) -> None:
 # %% ../nbs/50_pipeline.ipynb #8d6dbbf9
 def evaluate_stage(c: Context) -> None:
     "Score model and baseline on validation and test; slices, calibration and decisions on test."
-    from mlproj.train.evaluate import Scorecard, by_slice, calibration, compare, decisions, save_scorecard, scorecard_rows
+    from mlproj.train.evaluate import Scorecard, by_slice, calibration, compare, decisions, save_scorecard, scorecard_text
     e = c.config.evaluate
     with c.stage("evaluate") as (folder, figures, said):
         scores = {}
@@ -353,12 +354,8 @@ def evaluate_stage(c: Context) -> None:
                          by_slice(c.values["parts"]["test"], e.slices, y, p, p_baseline), calibration(y, p), decisions(y, p))
         save_scorecard(card, folder/"scorecard.json")
         figures.update({f"{part}_{metric}": m["model"]["value"] for part, metrics in card.metrics.items() for metric, m in metrics.items()})
-        said.append(f"{type(c.values['model']).__name__} beside {type(c.values['baseline']).__name__}, {len(card.slices)} slices")
-    head = ("part", "metric", "n", "model (95% interval by day)", "baseline", "gain (95% interval by day)")
-    rows = [head, *scorecard_rows(card)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    for row in rows:
-        c.console.line("", "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip(), style="dim" if row is head else "")
+        said.append(f"{type(c.values['model']).__name__} beside {type(c.values['baseline']).__name__}, {len(card.slices)} slices, intervals by day")
+    for i, line in enumerate(scorecard_text(card).splitlines()): c.console.line("", line, style="" if i else "dim")
     if c.values.get("logger"): c.values["logger"].experiment.summary.update(figures)
     c.values.update(card=card)
 

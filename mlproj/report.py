@@ -7,7 +7,7 @@ __all__ = ['GREY', 'BLUE', 'PAGE', 'of_100', 'say_decision', 'html_table', 'figu
            'template_path', 'render']
 
 # %% ../nbs/51_report.ipynb #3e8712d9
-import os, re, tempfile
+import re, tempfile
 from html import escape
 from pathlib import Path
 

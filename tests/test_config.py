@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlproj.pipeline import call, checked, compose, target
+from mlproj.pipeline import call, compose, target
 from mlproj.project import ConfigError
 
 CONF = Path(__file__).resolve().parents[1]/"conf"

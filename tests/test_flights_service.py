@@ -2,7 +2,6 @@
 import json, shutil, subprocess
 
 import numpy as np
-import polars as pl
 import pytest
 from bundles import Server
 

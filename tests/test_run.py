@@ -1,5 +1,5 @@
 "The whole path as a process: what a user types, sees, and gets when something is wrong."
-import json, os, re, shutil, signal, time, zipfile
+import json, re, shutil, signal, time, zipfile
 from pathlib import Path
 
 import polars as pl

@@ -9,7 +9,7 @@ __all__ = ['DTYPES', 'VOCABULARY', 'HEADER', 'EXACT', 'Column', 'Contract', 'inf
 
 # %% ../../nbs/data/12_contract.ipynb #f7c4a759
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from operator import attrgetter
 from pathlib import Path

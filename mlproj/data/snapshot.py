@@ -9,7 +9,6 @@ __all__ = ['table_digest', 'normalise', 'Snapshot', 'take_snapshot']
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl

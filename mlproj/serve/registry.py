@@ -6,7 +6,7 @@
 __all__ = ['LEGAL', 'VERSION', 'legal', 'Version', 'Entry', 'Registry', 'check_version']
 
 # %% ../../nbs/serve/31_registry.ipynb #ec3660a4
-import contextlib, fcntl, json, os, re, shutil, tempfile
+import contextlib, fcntl, json, os, re, shutil
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path

@@ -19,7 +19,7 @@ import msgspec
 import yaml
 
 from ..data.contract import MalformedError, RequestReader, example_row, json_schema
-from ..project import ContractError, MlprojError, RegistryError
+from ..project import ContractError, MlprojError
 from .bundle import Bundle
 from .registry import Registry, Version, check_version
 

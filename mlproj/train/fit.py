@@ -6,7 +6,7 @@
 __all__ = ['TensorLoader', 'AtomicCheckpointIO', 'ScoreValidation', 'Throughput', 'wandb_logger', 'Fitted', 'fit']
 
 # %% ../../nbs/train/23_fit.ipynb #e205279e
-import logging, os, signal, time, warnings
+import logging, signal, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
