@@ -26,7 +26,7 @@ AIRPORTS = ("EWR", "JFK", "LGA")
 def small_contract(name="flights", numbers=2, strings=2) -> Contract:
     "`n0`, `n1`, … (the first an integer, the second nullable) and `s0`, `s1`, … (the first refuses unknown values)."
     columns = {f"n{i}": Column(f"n{i}", "integer" if i == 0 else "number", nullable=i == 1, min=0, max=24, example=12 if i == 0 else 0.5) for i in range(numbers)}
-    columns |= {f"s{i}": Column(f"s{i}", "string", nullable=i == 1, values=AIRPORTS, outside="refuse" if i == 0 else "warn", example="JFK") for i in range(strings)}
+    columns |= {f"s{i}": Column(f"s{i}", "string", nullable=i == 1, values=AIRPORTS, severity=dict(values="refuse") if i == 0 else {}, example="JFK") for i in range(strings)}
     return Contract(name, columns, tuple(columns), source="tests")
 
 

@@ -23,11 +23,11 @@ def features():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_what_it_names_can_be_made(option, features):
-    config = compose([option])
+    config = compose([option, *["split.group=tailnum"]*(option == "split=group")])
     from mlproj.train.evaluate import Gate
-    from mlproj.data.split import time_split
+    from mlproj.pipeline import make_split
     assert Gate.of(config.gate.criteria).criteria
-    assert time_split(config.data.time, config.split.train_before, config.split.validation_before, config.split.zone)
+    assert make_split(config)
     assert callable(target(config.data.source, "data.source"))
     for section in ("baseline", "model"): assert hasattr(call(getattr(config, section), section, features=features), "predict")
 

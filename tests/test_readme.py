@@ -11,7 +11,7 @@ COMMANDS = [line.removeprefix("$ ").partition("  #")[0].strip() for block in re.
 
 def registered() -> set[str]:
     from mlproj.cli import app
-    return {c.name or c.callback.__name__ for c in app.registered_commands}
+    return {c.name or c.callback.__name__ for c in app.registered_commands} | {g.name for g in app.registered_groups}
 
 
 def test_every_command_is_documented_and_every_documented_command_exists():
@@ -37,7 +37,8 @@ def test_the_folders_in_the_readme_exist():
 def test_a_command_of_the_readme_runs(trained, command):
     from mlproj.serve.registry import Registry
     version = Registry(trained.folder/"bentoml").versions("flights")[-1].tag
-    done = trained(*shlex.split(re.sub(r"flights:\S+", version, command))[1:])
+    command = re.sub(r"flights:\S+", version, command).replace(" .mlproj/", f" {trained.folder/'store'}/")
+    done = trained(*shlex.split(command)[1:])
     if command.startswith("mlproj rollback"): assert "no earlier version" in done.stderr or done.returncode == 0  # one run has nothing to go back to
     else: assert done.returncode == 0 and done.stdout + ("sync" in command)*" ", done.stderr
 

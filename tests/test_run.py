@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 from mlproj.examples.flights import data_folder
 
-STAGES = ["data", "contract", "split", "features", "baseline", "train", "evaluate", "gate", "bundle", "registry", "report"]
+STAGES = ["data", "contract", "split", "audit", "features", "baseline", "train", "evaluate", "gate", "bundle", "registry", "report"]
 
 
 def test_a_run_prints_a_line_for_each_stage_and_says_what_comes_next(trained):
@@ -162,7 +162,7 @@ def test_a_store_that_is_a_file_is_one_line(mlproj):
 
 def test_a_column_that_changed_since_the_contract_is_named(trained, tmp_path):
     contract = tmp_path/"contract.yaml"
-    contract.write_text(trained.contract.read_text().replace("  late: {kind: boolean", "  late: {kind: string"))
+    contract.write_text(trained.contract.read_text().replace("  late:\n    kind: boolean", "  late:\n    kind: string"))
     done = trained(*trained.small(f"data.contract={contract}"))
     assert done.returncode == 1 and "column 'late': is boolean, and should be string" in done.stderr and done.stderr.count("\n") == 1
 

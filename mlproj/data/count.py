@@ -235,16 +235,19 @@ class StringCounter:
         self.shapes = [_counts([*self.shapes, _shapes(counted)])]
         self.lengths = _lengths(counted["v"], self.lengths)
 
-    def counted(self) -> tuple[Counted, dict]:
-        "What was counted so far, the commonest first; and shapes, lengths, and how much the counts may lack."
-        self._merge()
-        merged = self.parts[0].sort("#", "v", descending=[True, False])
-        shapes = self.shapes[0] if self.shapes else _shapes(merged)
-        shapes = dict(shapes.sort("#", "v", descending=[True, False]).head(SHAPES).iter_rows())
-        lengths = self.lengths or (_lengths(merged["v"]) if merged.height else None)
-        ends = (lambda v: dict(min=v.min(), max=v.max()))(merged["v"]) if self.seen is None else {}
-        counted = Counted(self.rows, self.missing, merged["v"], merged["#"].to_numpy(), self.seen.estimate if self.seen else merged.height, **ends)
-        return counted, dict(shapes=shapes, lengths=lengths, lacking=self.lacking)
+# %% ../../nbs/data/09_count.ipynb #97339573
+def _string_counted(self: StringCounter) -> tuple[Counted, dict]:
+    "What was counted so far, the commonest first; and shapes, lengths, and how much the counts may lack."
+    self._merge()
+    merged = self.parts[0].sort("#", "v", descending=[True, False])
+    shapes = self.shapes[0] if self.shapes else _shapes(merged)
+    shapes = dict(shapes.sort("#", "v", descending=[True, False]).head(SHAPES).iter_rows())
+    lengths = self.lengths or (_lengths(merged["v"]) if merged.height else None)
+    ends = (lambda v: dict(min=v.min(), max=v.max()))(merged["v"]) if self.seen is None else {}
+    counted = Counted(self.rows, self.missing, merged["v"], merged["#"].to_numpy(), self.seen.estimate if self.seen else merged.height, **ends)
+    return counted, dict(shapes=shapes, lengths=lengths, lacking=self.lacking)
+
+StringCounter.counted = _string_counted
 
 # %% ../../nbs/data/09_count.ipynb #18740467
 def _shapes(counted: pl.DataFrame) -> pl.DataFrame:
@@ -288,7 +291,7 @@ def time_unit(dtype) -> str:
     return "D" if dtype == pl.Date else dtype.time_unit
 
 # %% ../../nbs/data/09_count.ipynb #831e1a48
-BATCH = 500_000  # rows of one column: a few megabytes
+BATCH = 300_000  # rows of one column: what is worked on stays small enough for the processor's cache
 
 def _counter(kind: str, dtype):
     if kind == "string": return StringCounter()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'STEPS', 'BINS', 'KEEP', 'EVEN', 'DISTINCT_ERROR', 'HEADS', 'kind_of', 'ColumnProfile', 'gaps',
-           'count_duplicates', 'Profile', 'save_profile', 'load_profile', 'remarks', 'profile_html', 'profile_text']
+           'count_duplicates', 'Profile', 'profile_json', 'save_profile', 'load_profile', 'remarks', 'profile_html',
+           'profile_text']
 
 # %% ../../nbs/data/11_profile.ipynb #a860841f
 import json
@@ -125,14 +126,23 @@ def gaps(column: ColumnProfile) -> tuple[tuple[str, int], ...]:
     return tuple((str(days[i] + 1), int(lacking[i])) for i in np.flatnonzero(lacking))
 
 # %% ../../nbs/data/11_profile.ipynb #d29e3b13
+def _repeated_hashes(frame: pl.LazyFrame, hashed: pl.Expr) -> np.ndarray:
+    "The hashes that occur more than once."
+    parts = 1 + frame.select(pl.len()).collect(engine="streaming").item()//10_000_000
+    found = []
+    for i in range(parts):
+        some = frame.select(hashed.alias("h")).filter(pl.col("h") % parts == i) if parts > 1 else frame.select(hashed.alias("h"))
+        hashes = np.sort(some.collect(engine="streaming")["h"].to_numpy())
+        found.append(np.unique(hashes[1:][hashes[1:] == hashes[:-1]]))
+    return np.concatenate(found)
+
 def count_duplicates(frame: pl.LazyFrame, key) -> int:
     "Rows whose key has occurred before. Missing values are equal to each other."
-    key = list(key)
-    parts = 1 + frame.select(pl.len()).collect(engine="streaming").item()//2_000_000
-    part = pl.struct(key).hash(seed=0) % parts if parts > 1 else pl.lit(0)
-    found = 0
-    for i in range(parts):
-        some = frame.filter(part == i) if parts > 1 else frame
+    key, found = list(key), 0
+    hashed = pl.struct(key).hash(seed=0)
+    repeated = _repeated_hashes(frame, hashed)
+    for i in range(0, len(repeated), 1_000_000):
+        some = frame.select(key).filter(hashed.is_in(pl.Series(repeated[i:i + 1_000_000]).implode()))
         more = some.group_by(key).agg(pl.len().cast(pl.Int64).alias("#")).select((pl.col("#") - 1).sum())
         found += more.collect(engine="streaming").item()
     return found
@@ -188,11 +198,15 @@ def _of_engine(cls, frame, kinds: dict, key: tuple, progress) -> Profile:
     return cls(rows, columns, key, rows - distinct if key else 0)
 
 # %% ../../nbs/data/11_profile.ipynb #cd0a34ba
-def save_profile(profile: Profile, path) -> Path:
-    "Write a profile as JSON."
+def profile_json(profile: Profile) -> str:
+    "A profile as JSON text."
     def column(name: str, c: dict) -> dict:
         return dict(name=name) | c | {figure: [list(c[figure]), list(c[figure].values())] for figure in ("counts", "shapes")}
-    return write_atomic(path, to_json(asdict(profile) | dict(columns=[column(n, asdict(c)) for n, c in profile.columns.items()])))
+    return to_json(asdict(profile) | dict(columns=[column(n, asdict(c)) for n, c in profile.columns.items()]))
+
+def save_profile(profile: Profile, path) -> Path:
+    "Write a profile as JSON."
+    return write_atomic(path, profile_json(profile))
 
 def load_profile(path) -> Profile:
     "Read a profile that `save_profile` wrote."
@@ -237,7 +251,7 @@ def remarks(c: ColumnProfile) -> list[str]:
 
 def _cells(name: str, c: ColumnProfile) -> list[str]:
     "The texts of a column's row; all but its shape."
-    number = lambda v: "" if v is None else f"{v:,.4g}" if isinstance(v, (int, float)) else v[:16].replace("T", " ") if c.kind == "time" else v[:20]
+    number = lambda v: "" if v is None else (f"{v:,.4g}" if abs(v) >= 10_000 else f"{v:.4g}") if isinstance(v, (int, float)) else v[:16].replace("T", " ") if c.kind == "time" else v[:20]
     commonest = ", ".join(str(v)[:20] for v in sorted(c.counts, key=c.counts.get, reverse=True)[:3]) if c.kind in ("string", "integer") else ""
     return [name, c.kind, f"{c.missing/max(c.rows, 1):.1%}" if c.missing else "", f"{'≈' if c.distinct_error else ''}{c.distinct:,}",
             number(c.min), number(c.median if c.quantiles else None), number(c.max), commonest, "; ".join(remarks(c))]

@@ -1,0 +1,159 @@
+"Data that cannot be trusted, through the whole path: set aside, refused, or found out by the audit. And the commands that look at data."
+import json
+
+import polars as pl
+import pytest
+
+from conftest import ROOT
+
+USERDATA = """
+from dataclasses import replace
+import polars as pl
+from mlproj.examples.flights import dataset, read_flights, read_weather
+from mlproj.data.source import join
+
+every = lambda n: pl.int_range(pl.len()) % n == 0
+
+def good(folder, fraction): return dataset(folder, fraction)
+def some_without_origin(folder, fraction):
+    return replace(d := dataset(folder, fraction), frame=d.frame.with_columns(origin=pl.when(~every(200)).then("origin")))
+def many_without_origin(folder, fraction):
+    return replace(d := dataset(folder, fraction), frame=d.frame.with_columns(origin=pl.when(~every(3)).then("origin")))
+def impossible_weather(folder, fraction):
+    return replace(d := dataset(folder, fraction), frame=d.frame.with_columns(dewp=pl.when(every(500)).then(pl.col("temp") + 1).otherwise("dewp")))
+def weather_lost(folder, fraction):
+    d = dataset(folder, fraction)
+    lost = [replace(a, unmatched=a.rows_in//2, nulls={c: 0.5 for c in a.nulls}) if a.table == "weather" else a for a in d.joins]
+    return replace(d, joins=tuple(lost))
+def with_the_delay(folder, fraction):
+    d = dataset(folder, fraction)
+    delays = read_flights(folder).select(pl.col("time_hour").alias("hour_of"), "carrier", "flight", "origin", "arr_delay").unique(["hour_of", "carrier", "flight", "origin"])
+    frame = d.frame.with_columns(hour_of=pl.col("departure").dt.truncate("1h"))
+    return replace(d, frame=join(frame, delays, ("hour_of", "carrier", "flight", "origin"), "delays")[0].drop("hour_of"))
+"""
+
+@pytest.fixture
+def data(mlproj):
+    "A small run of the baseline on one of the tables above."
+    (mlproj.folder/"userdata.py").write_text(USERDATA)
+    def run(table: str, *overrides): return mlproj(*mlproj.small("model=logistic", f"data.source._target_=userdata.{table}", *overrides))
+    run.shell = mlproj
+    return run
+
+
+def quarantined(run) -> pl.DataFrame: return pl.read_parquet(run/"quarantine"/"quarantine.parquet")
+
+
+def test_bad_rows_are_set_aside_with_their_reasons_and_the_run_goes_on(data):
+    assert data("good").returncode == 0
+    done = data("some_without_origin")
+    assert done.returncode == 0, done.stderr
+    aside, stages = quarantined(data.shell.runs()[-1]), {e["stage"]: e for e in data.shell.events() if e["event"] == "stage"}
+    assert aside.height == stages["contract"]["quarantined"] > 20 and f"{aside.height:,} rows set aside" in done.stdout
+    assert aside["origin"].null_count() == aside.height and all("origin" in reason for reasons in aside["reasons"] for reason in reasons)
+    parts = stages["split"]
+    assert parts["train"] + parts["validation"] + parts["test"] + aside.height == stages["data"]["rows"]  # none is lost
+    assert f"{aside.height:,} flights were set aside" in (data.shell.runs()[-1]/"report.html").read_text()
+
+
+def test_too_many_bad_rows_are_refused_and_kept_for_a_look(data):
+    assert data("good").returncode == 0
+    done = data("many_without_origin")
+    assert done.returncode == 1 and "quarantined" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert quarantined(data.shell.runs()[-1])["origin"].null_count() > 2000 and data.shell.events()[-1]["status"] == "failed"
+
+
+def test_a_rule_between_columns_sets_rows_aside(data):
+    assert data("good").returncode == 0
+    contract = data.shell.contract
+    contract.write_text(contract.read_text().replace("table:\n", "rows:\n- rule: dewp <= temp\n  why: air cannot be more than saturated\ntable:\n", 1))
+    done = data("impossible_weather")
+    assert done.returncode == 0, done.stderr
+    aside = quarantined(data.shell.runs()[-1])
+    assert aside.height and (aside["dewp"] > aside["temp"]).all() and "dewp <= temp" in str(aside["reasons"][0].to_list())
+
+
+def test_a_join_that_loses_rows_is_refused(data):
+    assert data("good").returncode == 0
+    done = data("weather_lost")
+    assert done.returncode == 1 and "weather" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert "join, against the run before: weather: " in done.stdout
+
+
+def test_a_feature_that_knows_the_label_stops_the_run_until_a_person_accepts_it(data):
+    features = "data.features=[dep_minute,distance,origin,carrier,arr_delay]"
+    done = data("with_the_delay", features)
+    assert done.returncode == 1 and "leakage audit" in done.stderr and "arr_delay" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not any(e.get("stage") == "baseline" for e in data.shell.events())  # nothing was trained
+    assert data("with_the_delay", features, "audit.accept=[arr_delay]").returncode == 0
+
+
+def test_the_ledger_counts_how_often_a_test_part_was_scored(data):
+    for _ in range(2): assert data("good").returncode == 0
+    assert data("good", "split.validation_before=2013-11-15").returncode == 0  # another test part
+    assert [next(e for e in data.shell.events(run) if e.get("stage") == "audit")["looks"] for run in data.shell.runs()] == [0, 1, 0]
+
+
+def test_a_split_by_group_and_one_with_a_purge(data):
+    done = data("good", "split=group", "split.group=tailnum")
+    assert done.returncode == 0, done.stderr
+    done = data("good", "split.purge=2d")
+    assert done.returncode == 0 and "purged before the cuts" in done.stdout, done.stderr
+    for wrong, said in {"split.purge=two": "two", "split.method=random": "'random' is unknown", "split=group": "split.group"}.items():
+        failed = data("good", wrong)
+        assert failed.returncode == 1 and said in failed.stderr and failed.stderr.count("\n") == 1, failed.stderr
+
+
+# The commands
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    path = tmp_path_factory.mktemp("table")/"flights.parquet"
+    from mlproj.examples.flights import dataset
+    dataset(fraction=0.05).frame.write_parquet(path)
+    return path
+
+
+def test_profile_prints_a_table_and_as_json_everything(mlproj, table):
+    done = mlproj("profile", str(table), "--key", "departure,carrier,flight,origin")
+    assert done.returncode == 0 and "0 repeat the key" in done.stdout and "dep_minute" in done.stdout and not done.stderr
+    counted = json.loads(mlproj("profile", str(table), "--json").stdout)
+    assert counted["rows"] == pl.read_parquet(table).height and counted["columns"][0]["name"] == "departure"
+    csv = table.with_suffix(".csv")
+    pl.read_parquet(table).write_csv(csv)
+    assert f"{counted['rows']:,} rows" in mlproj("profile", str(csv)).stdout
+
+
+@pytest.mark.parametrize("args, said", [(["profile", "nothing.parquet"], "nothing.parquet: no such file"), (["profile", "README.md"], "format '.md' is unknown"),
+                                        (["profile", "TABLE", "--key", "gate"], "column 'gate' of the key"), (["contract", "check", "TABLE", "--contract", "no.yaml"], "no.yaml"),
+                                        (["contract", "diff", "none"], "there are no runs yet")])
+def test_what_a_command_cannot_do_is_one_line(mlproj, table, args, said):
+    done = mlproj(*(str(table) if a == "TABLE" else a for a in args))
+    assert done.returncode == 1 and said in done.stderr and done.stderr.startswith("mlproj: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_check_says_what_a_contract_refuses_and_keeps_what_it_sets_aside(mlproj, table, tmp_path):
+    assert mlproj("contract", "check", str(table)).returncode == 0  # the committed contract, which warns of so few rows
+    bad = tmp_path/"bad.parquet"
+    pl.read_parquet(table).with_columns(temp=pl.lit(float("inf"))).drop("seats").write_parquet(bad)
+    done = mlproj("contract", "check", str(bad), "--quarantine", str(tmp_path/"aside"))
+    assert done.returncode == 1 and "column 'seats'" in done.stdout and "rules refuse the table" in done.stderr
+    assert pl.read_parquet(tmp_path/"aside"/"quarantine.parquet").height == pl.read_parquet(bad).height
+    report = json.loads(mlproj("contract", "check", str(bad), "--json").stdout)
+    assert report["set_aside"] == report["rows"]
+
+
+def test_relax_proposes_and_a_person_accepts(mlproj, table, tmp_path):
+    contract, warm = tmp_path/"contract.yaml", tmp_path/"warm.parquet"
+    contract.write_text((ROOT/"conf/contracts/flights.yaml").read_text())
+    pl.read_parquet(table).with_columns(temp=pl.col("temp") + 50).write_parquet(warm)
+    before = contract.read_text()
+    done = mlproj("contract", "relax", str(warm), "--contract", str(contract))
+    assert done.returncode == 0 and "column temp: max" in done.stdout and contract.read_text() == before
+    contract.write_text(before + "# a remark of ours\n")
+    refused = mlproj("contract", "relax", str(warm), "--contract", str(contract), "--accept")
+    assert refused.returncode == 1 and "a remark of ours" in refused.stderr
+    contract.write_text(before)
+    assert mlproj("contract", "relax", str(warm), "--contract", str(contract), "--accept").returncode == 0
+    assert "column temp: max" in mlproj("contract", "diff", str(ROOT/"conf/contracts/flights.yaml"), str(contract)).stdout
+    assert "column 'temp'" not in mlproj("contract", "check", str(warm), "--contract", str(contract)).stdout
