@@ -8,10 +8,11 @@ __all__ = ['app', 'SWEEP', 'HYDRA', 'contract_app', 'CONTRACT', 'run', 'serve', 
 
 # %% ../nbs/52_cli.ipynb #04e960e1
 import os, re, signal, sys
+from contextlib import contextmanager
 
 import typer
 
-from .project import ConfigError, MlprojError, Project
+from .project import ConfigError, DataError, MlprojError, Project
 
 # %% ../nbs/52_cli.ipynb #e39ea5ca
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -119,8 +120,26 @@ def rollback(model: str = typer.Argument(help="NAME"), alias: str = "champion", 
     print(f"{entry.tag} is {entry.alias}, before: {entry.previous}")
 
 # %% ../nbs/52_cli.ipynb #cb64cc5f
+@contextmanager
+def _reading(file: str):
+    "What Polars cannot read in a file, as a `DataError`. Errors of the system, such as a full disk, are told by `main`."
+    import polars as pl
+    try: yield
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        if getattr(error, "errno", None): raise
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise DataError(f"cannot be read ({said})", file, "mend the file, or fetch it again") from None
+
+def _columns(text: str) -> list[str]:
+    "The columns of a key, as they are written with commas. Raises `ConfigError` for one that stands twice."
+    names = [name.strip() for name in text.split(",")] if text else []
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise ConfigError(f"column {twice[0]!r} stands twice", "--key", "name each column once")
+    return names
+
+# %% ../nbs/52_cli.ipynb #c4158680
 @app.command()
-def profile(file: str = typer.Argument(help="Parquet, CSV, Arrow, JSON lines, or the folder of a Delta table"),
+def profile(file: str = typer.Argument(help="Parquet, CSV, Arrow, JSON lines, or a folder: of Parquet files, of a Delta table"),
             key: str = typer.Option("", help="Columns, with commas, whose combination should occur once"),
             as_json: bool = typer.Option(False, "--json", help="Everything that was counted, for scripts")):
     "What is in a table: missing values, ranges, shapes, gaps, and what deserves a look."
@@ -128,12 +147,13 @@ def profile(file: str = typer.Argument(help="Parquet, CSV, Arrow, JSON lines, or
     from rich.progress import Progress
     from mlproj.data.profile import Profile, profile_json
     from mlproj.data.source import scan_table
-    table = scan_table(file)
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    names, table = _columns(key), scan_table(file)
+    with _reading(file), Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("counting", total=len(table.collect_schema()))
-        found = Profile.of(table, key.split(",") if key else (), lambda name: bar.advance(task))
+        found = Profile.of(table, names, lambda name: bar.advance(task))
     print(profile_json(found) if as_json else found)
 
+# %% ../nbs/52_cli.ipynb #19df3c61
 contract_app = typer.Typer(no_args_is_help=True, help="Hold a table to a contract, compare contracts, loosen one.")
 app.add_typer(contract_app, name="contract")
 CONTRACT = typer.Option("", help="The contract's file; by default the only one in conf/contracts")
@@ -143,13 +163,17 @@ def _contract(given: str):
     from pathlib import Path
     from mlproj.ledger import Ledger
     if given and (Path(given).exists() or given.endswith((".yaml", ".yml"))): return Path(given)
-    if given: return Ledger(Project.find().store/"runs").get(given).stage_folder("contract")/"contract.yaml"
+    if given:
+        ledger = Ledger(Project.find().store/"runs")
+        if given != "latest" and not any(run.id.startswith(given) for run in ledger.runs()):
+            raise ConfigError("no such file, and no run of that name", given, "name a file, the id of a run, or latest")
+        return ledger.get(given).stage_folder("contract")/"contract.yaml"
     folder = Project.find().root/"conf/contracts"
     found = sorted(folder.glob("*.yaml"))
     if len(found) != 1: raise ConfigError(f"there are {len(found)} contracts", folder, "name one: --contract FILE")
     return found[0]
 
-# %% ../nbs/52_cli.ipynb #c565eb01
+# %% ../nbs/52_cli.ipynb #70760cb6
 @contract_app.command()
 def check(file: str, contract: str = CONTRACT,
           quarantine: str = typer.Option("", help="A folder for the rows that are set aside, with their reasons; without it they are only counted"),
@@ -162,15 +186,31 @@ def check(file: str, contract: str = CONTRACT,
     from mlproj.ledger import utc_now
     from mlproj.project import ContractError, to_json
     rules, table, now = load_contract(_contract(contract)), scan_table(file), utc_now()
-    report = check_table(rules, table, now)
-    print(to_json(asdict(report)) if as_json else report)
-    if quarantine and report.set_aside:
-        try: guard(rules, table, quarantine, now)
-        except ContractError: pass  # said below
-        print(f"{report.set_aside:,} rows are in {os.path.join(quarantine, 'quarantine.parquet')}", file=sys.stderr)
-    if report.refused: raise ContractError(f"{len(report.refused)} rules refuse the table", file, "mend the data, or see: mlproj contract relax")
+    hint = "mend the data, or see: mlproj contract relax"
+    with _reading(file):
+        report = check_table(rules, table, now)
+        print(to_json(asdict(report)) if as_json else report)
+        if quarantine:  # also when nothing is set aside: the rows of an earlier table go away
+            try: guard(rules, table, quarantine, now)
+            except ContractError: pass  # said below
+            aside = os.path.join(quarantine, "quarantine.parquet")
+            if report.set_aside: print(f"{report.set_aside:,} rows are in {aside}", file=sys.stderr)
+        if any(v.rule == "absent" for v in report.refused):
+            print(f"{file} has the columns " + ", ".join(table.collect_schema()), file=sys.stderr)
+            hint = _renamed(rules, table, now) or hint
+    if report.refused: raise ContractError(f"{len(report.refused)} rules refuse the table", file, hint)
 
-# %% ../nbs/52_cli.ipynb #c4158680
+def _renamed(rules, table, now) -> str:
+    "The guard's guess at columns that have another name, which needs no rows."
+    import tempfile
+    from mlproj.data.guard import guard
+    from mlproj.project import ContractError
+    with tempfile.TemporaryDirectory() as folder:
+        try: guard(rules, table.limit(0), folder, now)
+        except ContractError as error: return error.hint if "looks like" in error.hint else ""
+    return ""
+
+# %% ../nbs/52_cli.ipynb #aff81a8d
 @contract_app.command()
 def diff(old: str = typer.Argument(help="A file, or the id of a run, or latest"), new: str = typer.Argument("", help="By default the project's contract")):
     "What differs between two contracts, rule by rule, and which of it is looser."
@@ -180,28 +220,43 @@ def diff(old: str = typer.Argument(help="A file, or the id of a run, or latest")
 
 @contract_app.command()
 def relax(file: str, contract: str = CONTRACT, accept: bool = typer.Option(False, help="Write it; without this it is only shown")):
-    "The smallest loosening of a contract that would take a table. A person accepts it."
+    "The smallest loosening of a contract that would take a table, and what no loosening mends. A person accepts it."
     from mlproj.data.contract import diff_contracts, load_contract, relax as relaxed_contract, save_contract
+    from mlproj.data.guard import check as check_table
     from mlproj.data.profile import Profile
     from mlproj.data.source import scan_table
     from mlproj.ledger import utc_now
-    path = _contract(contract)
-    old = load_contract(path)
-    new = relaxed_contract(old, Profile.of(scan_table(file), old.key), f"{utc_now():%Y-%m-%d}")
-    changes = diff_contracts(old, new)
-    print(*changes, sep="\n") if changes else print("the contract takes this table as it is, as far as it can be loosened")
+    path, now, runs = _contract(contract), utc_now(), Project.find().store/"runs"
+    if accept and path.resolve().is_relative_to(runs):
+        raise ConfigError("is the contract of a run, which is not changed", path, "give --contract FILE")
+    old, table = load_contract(path), scan_table(file)
+    with _reading(file):
+        whole = set(old.key) <= set(table.collect_schema())  # without its columns a key cannot be counted; the check names them
+        new = relaxed_contract(old, Profile.of(table, old.key if whole else ()), f"{now:%Y-%m-%d}")
+        left, changes = check_table(new, table, now).violations, diff_contracts(old, new)
+    for change in changes: print(change)
+    if not changes: print("no rule can be loosened for this table" if left else "the contract takes this table as it is")
+    for v in left: print(f"still {dict(refuse='refused', quarantine='set aside', warn='warned of')[v.severity]}: {v}")
     if not (changes and accept): return
     if lost := _comments(path.read_text(encoding="utf-8")):
         raise ConfigError(f"{len(lost)} comments would be lost, the first: {lost[0]}", path, "move them to `why`, or make the changes by hand")
     print(f"written to {save_contract(new, path)}", file=sys.stderr)
 
+# %% ../nbs/52_cli.ipynb #e7a03eec
 def _comments(text: str) -> list[str]:
     "The comments of a YAML text, without those of the header that every contract has."
+    import yaml
     from mlproj.data.contract import HEADER
     header, start = HEADER.count("\n"), HEADER[:HEADER.index("{")]
-    text = "\n".join(text.splitlines()[header if text.startswith(start) else 0:])
-    unquoted = re.sub(r'"(?:[^"\\]|\\.)*"' + r"|'(?:[^']|'')*'", "''", text)
-    return [c.strip() for c in re.findall(r"(?:^|(?<=\s))#.*", unquoted, re.M)]
+    text = "".join(f"{line}\n" for line in text.splitlines()[header if text.startswith(start) else 0:])
+    kept, begin = [], 0
+    for token in yaml.scan(text):  # everything but the values: only there a # begins a comment
+        if not isinstance(token, yaml.ScalarToken): continue
+        value = token.start_mark.index
+        if token.style in ("|", ">"): value = text.index("\n", value) + 1  # a comment may stand behind the bar
+        kept.append(text[begin:value])
+        begin = token.end_mark.index
+    return [c.strip() for c in re.findall(r"(?:^|(?<=\s))#.*", "".join([*kept, text[begin:]]), re.M)]
 
 # %% ../nbs/52_cli.ipynb #61a64779
 @app.command()

@@ -10,7 +10,7 @@ from mlproj.data.guard import BATCH, check, guard, quarantine
 from mlproj.project import ConfigError, ContractError
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXTS = ["yes", "null", "1", "1.5", "", " ", "a: b", "{x}", "- y", "é\U0001f6eb", "a\nb", "#", "'", '"', "2013-01-01", "~", "<<", "\t", "a" * 300]
+TEXTS = ["yes", "null", "1", "1.5", "", " ", "a: b", "{x}", "- y", "é\U0001f6eb", "a\nb", "#", "'", '"', "2013-01-01", "~", "<<", "\t", "a" * 300, "a\x85b", "\u2028", "a \u2029 b", "\ufeff"]
 KINDS = dict(a="number", i="integer", s="string", flag="boolean", t="time")
 
 
@@ -18,7 +18,7 @@ def some_contract(rng) -> Contract:
     "A random contract with texts that YAML likes to take for something else."
     severity = lambda rules: {r: rng.choice(["warn", "refuse"]) for r in rules if rng.random() < 0.3}
     columns = {}
-    for name in {rng.choice(["x", "yes", "1", "null", "a b", "é", "a: b", "on"]) for _ in range(4)}:
+    for name in {rng.choice(["x", "yes", "1", "null", "a b", "é", "a: b", "on", "a\u2028", "\u2029b"]) for _ in range(4)}:
         kind, why = rng.choice(["number", "string", "boolean", "time"]), {"nullable": rng.choice(TEXTS)}
         more = dict(min=-1.5, max=rng.choice([2, 1e300])) if kind == "number" else dict(values=tuple(rng.sample(TEXTS, 4)), pattern=".*") if kind == "string" else {}
         columns[name] = Column(name, kind, rng.choice(TEXTS), rng.choice(TEXTS), nullable=rng.random() < 0.5, severity=severity(["min", "nullable"]), why=why, **more)

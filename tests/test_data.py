@@ -115,7 +115,7 @@ def table(tmp_path_factory):
 
 
 def test_profile_prints_a_table_and_as_json_everything(mlproj, table):
-    done = mlproj("profile", str(table), "--key", "departure,carrier,flight,origin")
+    done = mlproj("profile", str(table), "--key", "departure, carrier, flight, origin")
     assert done.returncode == 0 and "0 repeat the key" in done.stdout and "dep_minute" in done.stdout and not done.stderr
     counted = json.loads(mlproj("profile", str(table), "--json").stdout)
     assert counted["rows"] == pl.read_parquet(table).height and counted["columns"][0]["name"] == "departure"
@@ -126,7 +126,8 @@ def test_profile_prints_a_table_and_as_json_everything(mlproj, table):
 
 @pytest.mark.parametrize("args, said", [(["profile", "nothing.parquet"], "nothing.parquet: no such file"), (["profile", "README.md"], "format '.md' is unknown"),
                                         (["profile", "TABLE", "--key", "gate"], "column 'gate' of the key"), (["contract", "check", "TABLE", "--contract", "no.yaml"], "no.yaml"),
-                                        (["contract", "diff", "none"], "there are no runs yet")])
+                                        (["contract", "diff", "none"], "none: no such file, and no run of that name"),
+                                        (["profile", "TABLE", "--key", "origin, origin"], "column 'origin' stands twice")])
 def test_what_a_command_cannot_do_is_one_line(mlproj, table, args, said):
     done = mlproj(*(str(table) if a == "TABLE" else a for a in args))
     assert done.returncode == 1 and said in done.stderr and done.stderr.startswith("mlproj: ") and done.stderr.count("\n") == 1, done.stderr
@@ -139,6 +140,9 @@ def test_check_says_what_a_contract_refuses_and_keeps_what_it_sets_aside(mlproj,
     done = mlproj("contract", "check", str(bad), "--quarantine", str(tmp_path/"aside"))
     assert done.returncode == 1 and "column 'seats'" in done.stdout and "rules refuse the table" in done.stderr
     assert pl.read_parquet(tmp_path/"aside"/"quarantine.parquet").height == pl.read_parquet(bad).height
+    assert f"{bad} has the columns " in done.stderr
+    mlproj("contract", "check", str(table), "--quarantine", str(tmp_path/"aside"))
+    assert not (tmp_path/"aside"/"quarantine.parquet").exists()  # nothing is set aside now
     report = json.loads(mlproj("contract", "check", str(bad), "--json").stdout)
     assert report["set_aside"] == report["rows"]
 
@@ -157,3 +161,38 @@ def test_relax_proposes_and_a_person_accepts(mlproj, table, tmp_path):
     assert mlproj("contract", "relax", str(warm), "--contract", str(contract), "--accept").returncode == 0
     assert "column temp: max" in mlproj("contract", "diff", str(ROOT/"conf/contracts/flights.yaml"), str(contract)).stdout
     assert "column 'temp'" not in mlproj("contract", "check", str(warm), "--contract", str(contract)).stdout
+
+
+def test_check_and_relax_say_what_no_loosening_mends(mlproj, table, tmp_path):
+    renamed = tmp_path/"renamed.parquet"
+    pl.read_parquet(table).rename(dict(seats="seat", flight="number")).write_parquet(renamed)
+    done = mlproj("contract", "check", str(renamed))
+    assert done.returncode == 1 and "'seat' looks like 'seats'" in done.stderr.splitlines()[-1], done.stderr
+    done = mlproj("contract", "relax", str(renamed))  # a column of the key is absent
+    assert done.returncode == 0 and "still refused: column 'seats': is missing from the table" in done.stdout, done.stderr
+    assert "takes this table as it is" not in done.stdout
+
+
+def test_the_contract_of_a_run_is_never_rewritten(mlproj, table):
+    run = mlproj.folder/"store"/"runs"/"20261121-000000-abcd"
+    (run/"stages"/"contract").mkdir(parents=True)
+    (run/"events.jsonl").write_text("")
+    contract = run/"stages"/"contract"/"contract.yaml"
+    contract.write_text(before := (ROOT/"conf/contracts/flights.yaml").read_text())
+    for given in ("latest", "20261121", str(contract)):
+        done = mlproj("contract", "relax", str(table), "--contract", given, "--accept")
+        assert done.returncode == 1 and "is the contract of a run, which is not changed; give --contract FILE" in done.stderr, done.stderr
+    assert contract.read_text() == before
+
+
+def test_a_file_that_is_damaged_half_way_is_one_line(mlproj, tmp_path):
+    parquet, late, text = tmp_path/"page.parquet", tmp_path/"late.csv", tmp_path/"text.csv"
+    pl.DataFrame(dict(a=range(200_000))).write_parquet(parquet)
+    parquet.write_bytes((content := parquet.read_bytes())[:1000] + bytes(100_000) + content[101_000:])
+    late.write_text("a,b\n" + "1,2\n"*150_000 + "abc,2\n")
+    text.write_bytes(b"a,b\n" + b"x,2\n"*150_000 + b"\xff\xfe,2\n")
+    for file in (parquet, late, text):
+        for command in (["profile"], ["contract", "check"], ["contract", "relax"]):
+            done = mlproj(*command, str(file))
+            assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("mlproj: "), done.stderr
+            assert "Traceback" not in done.stderr and (command != ["profile"] or f"{file}: cannot be read (" in done.stderr), done.stderr

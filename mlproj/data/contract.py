@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'DTYPES', 'COLUMN_RULES', 'ALLOWED', 'LONGEST', 'TABLE_RULES', 'Span', 'VOCABULARY', 'FEW_SHAPES',
-           'HEADER', 'EXACT', 'Column', 'in_polars', 'RowRule', 'Judge', 'parse_rule', 'JoinRule', 'TableRules',
-           'span_of', 'Contract', 'pattern_of', 'full_days', 'infer_contract', 'contract_yaml', 'contract_from_yaml',
-           'save_contract', 'load_contract', 'kind_in_polars', 'fits', 'Change', 'diff_contracts', 'relax', 'pack',
-           'RequestReader', 'MalformedError', 'json_schema', 'example_row']
+           'MOSTLY_EMPTY', 'HEADER', 'EXACT', 'Column', 'in_polars', 'RowRule', 'Judge', 'parse_rule', 'JoinRule',
+           'TableRules', 'span_of', 'Contract', 'pattern_of', 'FullDays', 'full_days', 'infer_contract',
+           'contract_yaml', 'contract_from_yaml', 'save_contract', 'load_contract', 'kind_in_polars', 'fits', 'Change',
+           'diff_contracts', 'relax', 'pack', 'RequestReader', 'MalformedError', 'json_schema', 'example_row']
 
 # %% ../../nbs/data/12_contract.ipynb #f7c4a759
 import ast
@@ -94,25 +94,57 @@ def _check_column(c: Column, where: str) -> None:
         raise ConfigError(f"a pattern is for strings, and this is {c.kind}", where, "use min and max")
     if (c.min, c.max) != (None, None) and c.kind not in ("integer", "number"):
         raise ConfigError(f"min and max are for numbers, and this is {c.kind}", where, "use values")
-    if c.min != c.min or c.max != c.max: raise ConfigError("min or max is NaN", where)
+    for end, limit in (("min", c.min), ("max", c.max)): _check_limit(end, limit, where)
     if None not in (c.min, c.max) and c.min > c.max: raise ConfigError(f"min {c.min} is above max {c.max}", where)
     if c.missing is not None: _check_share("missing", c.missing, where)
-    if set('"\\') & set(c.name):
-        raise ConfigError("a name may hold neither quotes nor backslashes", where, "rename it in the dataset function")
+    _check_name(c.name, where)
     if c.pattern is not None: _check_pattern(c.pattern, where)
     _judged(c, COLUMN_RULES, ("missing",), where)
+
+def _check_name(name: str, where: str) -> None:
+    "Refuse names that YAML, messages or Polars (which expands `*` and `^…$`) would take for something else."
+    wrong = "neither quotes nor backslashes" if set('"\\') & set(name) else ""
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name): wrong = "no control characters"
+    if name == "*" or name.startswith("^") and name.endswith("$"): wrong = "no wildcards of Polars: neither * nor ^…$"
+    if wrong: raise ConfigError(f"a name may hold {wrong}", where, "rename it in the dataset function")
+
+def _check_limit(end: str, limit, where: str) -> None:
+    "Refuse a min or max that limits nothing, or that no column can hold."
+    if limit is None: return
+    if limit != limit: raise ConfigError(f"{end} is NaN", where)
+    if limit in (float("inf"), -float("inf")): raise ConfigError(f"{end} is infinite", where, "leave it out")
+    if isinstance(limit, int) and not -2**63 <= limit < 2**63:
+        raise ConfigError(f"{end} is beyond 64-bit integers", where, "leave it out")
 
 def _check_share(name: str, share: float, where: str) -> None:
     if not 0 <= share <= 1: raise ConfigError(f"{name} is {share}", where, "a share, from 0 to 1")
 
+# %% ../../nbs/data/12_contract.ipynb #7e9ed1ba
+_ESCAPE = r"\\(?:[^0-9A-Za-z<>]|[nrtfva]|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4})"
+_CLASS = rf"\[\^?(?:{_ESCAPE}|(?!&&|--|~~|\|\|)[^\]\[\\])+\]"
+_REPEAT = r"(?:[*+?]|\{[0-9]+(?:,[0-9]*)?\})\??(?!\+)"
+# parts of a regular expression that Python and Rust read alike; (?: and (?P<name> are their groups
+_ALIKE = re.compile(rf"(?:{_ESCAPE}|{_CLASS}|{_REPEAT}|\((?!\?)|\(\?:|\(\?P<(?=\w)|[^\\\[({{*+?^$])*+")
+_INSTEAD = {r"\w": "write [A-Za-z0-9_]", r"\d": "write [0-9]", r"\s": r"write [ \t\r\n]", r"\b": "say what stands there",
+            "(?": "leave flags out: write [Aa] for either case",
+            "[": r"inside of [ ], put a backslash before [, ], &&, --, ~~ and ||, and write 0-9 for \d",
+            "^": "leave it out: the whole text is matched", "$": "leave it out: the whole text is matched"}
+
 def _check_pattern(pattern: str, where: str) -> None:
-    "Requests match with Python and tables with Polars: refuse what only one of them understands."
-    try:
-        re.compile(pattern)
-        pl.Series([""]).str.contains(in_polars(pattern))
-    except (re.error, pl.exceptions.ComputeError) as error:
-        raise ConfigError(f"pattern {pattern!r} is no regular expression for both Python and Polars", where,
-                          str(error).splitlines()[0]) from None
+    "Requests match with Python and tables with Polars: refuse what only one of them understands, or each in its own way."
+    def unread(error) -> ConfigError:
+        said = re.search(r"^error: (.*)", str(error), re.M)  # where Polars says it, after a drawing of the pattern
+        what = f"pattern {pattern!r} is no regular expression for both Python and Polars"
+        return ConfigError(what, where, said[1] if said else str(error).splitlines()[0])
+    try: pl.Series([""]).str.contains(in_polars(pattern))
+    except pl.exceptions.ComputeError as error: raise unread(error) from None
+    if (place := _ALIKE.match(pattern).end()) < len(pattern):
+        rest = pattern[place:].lower()
+        hint = _INSTEAD.get(rest[:2]) or _INSTEAD.get(rest[:1], "put a backslash before a character that stands for itself")
+        what = f"pattern {pattern!r}, character {place + 1}: tables and requests would read it differently"
+        raise ConfigError(what, where, hint)
+    try: re.compile(pattern)
+    except re.error as error: raise unread(error) from None
 
 def in_polars(pattern: str) -> str:
     "A regular expression that Polars finds only where the whole string matches."
@@ -255,8 +287,9 @@ class Judge:
 
     def broken(self) -> pl.Expr:
         "True in rows that break the rule, False where it is kept or cannot be judged."
-        cast = dict(number=pl.Float64, string=pl.String)
-        get = {n: pl.col(n).cast(cast[kind]) if kind in cast else pl.col(n) for n, kind in self.columns.items()}
+        cast = dict(number=pl.Float64, string=pl.String, time=pl.Datetime("us"))  # times without a zone are in UTC
+        get = {n: pl.col(n).cast(cast[kind], strict=kind != "time") if kind in cast else pl.col(n)
+               for n, kind in self.columns.items()}  # a time beyond microseconds (the year 294247) is not judged
         judged = [get[n].is_finite() if kind == "number" else get[n].is_not_null() for n, kind in self.columns.items()]
         return (reduce(operator.and_, judged) & (self.of(get.__getitem__) ^ True)).fill_null(False)
 
@@ -379,9 +412,11 @@ def _check_contract(contract: Contract, where: str) -> None:
         if contract.columns[name].kind == "time":
             hint = "derive hour or weekday from it in the dataset function"
             raise ConfigError("a time cannot be a feature", f"{where}, column {name!r}", hint)
+    said = [row.rule.strip() for row in contract.rows]
     for row in contract.rows:
+        place = f"{where}, rule {row.rule!r}"
+        if said.count(row.rule.strip()) > 1: raise ConfigError("stands twice", place, "remove one of them")
         if row.severity not in SEVERITIES:
-            place = f"{where}, rule {row.rule!r}"
             raise ConfigError(f"severity {row.severity!r} is unknown", place, "one of " + ", ".join(SEVERITIES))
     for rule, role in (("volume", "time"), ("freshness", "time"), ("unique", "key")):
         if getattr(contract.table, rule) and not getattr(contract, role):
@@ -400,7 +435,7 @@ def pattern_of(text: str) -> str:
 def _pattern(p) -> str | None:
     "A pattern of every shape of a profiled column of strings; None where they are many, cut off, or not of plain letters."
     if not 0 < len(p.shapes) <= FEW_SHAPES or max(map(len, p.shapes)) >= 40: return None  # a profile cuts them off there
-    if sum(p.shapes.values()) < p.rows - p.missing: return None
+    if sum(p.shapes.values()) < p.rows - p.missing or len(p.counts) < p.distinct: return None  # no proof for values not kept
     pattern = "|".join(dict.fromkeys(pattern_of(shape) for shape in p.shapes))
     return pattern if all(re.fullmatch(pattern, value) for value in p.counts) else None
 
@@ -424,18 +459,41 @@ def _infer_column(name: str, p, unit: str, description: str) -> Column:
     return Column(name, p.kind, unit, description, nullable=p.missing > 0, why=why, **rules)
 
 # %% ../../nbs/data/12_contract.ipynb #210e5622
-def full_days(days: dict[str, int]) -> dict[str, int]:
-    "Rows of each full UTC day: without the first and the last, which may be cut; days without rows between them count as 0."
-    if not days: return {}
-    first, last = np.datetime64(min(days)), np.datetime64(max(days))
-    return {str(day): days.get(str(day), 0) for day in np.arange(first + 1, last)}
+@dataclass(frozen=True)
+class FullDays:
+    "Full UTC days: the `rows` of those that have any, in order; how many are `empty`, and the `first_empty`."
+    rows: dict[str, int]
+    empty: int = 0
+    first_empty: str = ""
+
+    def __len__(self): return len(self.rows) + self.empty
+    @property
+    def ends(self) -> tuple[int, int]:
+        "The fewest and the most rows of a day."
+        counts = [*self.rows.values(), *[0]*(self.empty > 0)]
+        return min(counts), max(counts)
+
+def full_days(days: dict[str, int]) -> FullDays:
+    "The full days among days with rows: without the first and the last, which may be cut. Empty ones are counted, never listed."
+    if not days: return FullDays({})
+    names = list(days)
+    dates = np.array(names, "M8[D]")
+    order = np.argsort(dates)
+    steps = np.diff(dates[order]).astype(int)
+    gaps = np.flatnonzero(steps > 1)
+    first = str(dates[order][gaps[0]] + 1) if len(gaps) else ""
+    return FullDays({names[i]: days[names[i]] for i in order[1:-1]}, int((steps - 1).sum()), first)
+
+# %% ../../nbs/data/12_contract.ipynb #d66a9f66
+MOSTLY_EMPTY = 10  # days for one with rows: more are not the days of a table
 
 def _infer_table(profile, key, time: str, joins, rows: int | None) -> TableRules:
     "The rules of the whole table, as seen."
     count, rules, why = rows or profile.rows, {}, {}
     if count: rules["rows"], why["rows"] = (count//2, 2*count), f"half to twice the {count:,} seen"
-    if time in profile.columns and (days := full_days(profile.columns[time].days)):
-        least, most = min(days.values()), max(days.values())
+    days = full_days(profile.columns[time].days) if time in profile.columns else ()
+    if days and len(days) <= MOSTLY_EMPTY*len(profile.columns[time].days):
+        least, most = days.ends
         rules["volume"], why["volume"] = (least//2, 2*most), f"half to twice the {least:,} to {most:,} rows of {len(days)} days"
     if key and tuple(key) == tuple(profile.key) and not profile.duplicates:
         rules["unique"], why["unique"] = True, f"no key twice in {profile.rows:,} rows"
@@ -474,6 +532,11 @@ class _Flow(dict): pass
 class _Dumper(yaml.SafeDumper): pass
 _Dumper.add_representer(_Flow, lambda d, v: d.represent_mapping("tag:yaml.org,2002:map", v.items(), flow_style=True))
 _Dumper.add_representer(tuple, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v, flow_style=True))
+
+def _represent_text(dumper, text: str):
+    "A text as YAML; between double quotes where YAML would fold an unusual line break into a plain one."
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if set("\x85\u2028\u2029") & set(text) else None)
+_Dumper.add_representer(str, _represent_text)
 
 def _said(value, *left_out) -> dict:
     "What differs from the defaults in a value, for YAML."
@@ -532,6 +595,9 @@ def contract_from_yaml(text: str, where="contract") -> Contract:
     try: body = yaml.load(text, _Loader)
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError("not valid YAML: " + " ".join(str(error).split()), where) from None
+    given = body.get("columns") if isinstance(body, dict) else None
+    for name, rules in given.items() if isinstance(given, dict) else ():
+        if not isinstance(rules, dict): raise ConfigError("has no rules", f"{where}, column {name!r}", "write {kind: …}")
     file = _converted(body, _File, where)
     for role in ("features", "key"):
         if len(set(names := getattr(file, role))) != len(names): raise ConfigError(f"{role} names a column twice", where)
@@ -655,10 +721,17 @@ def _relax_column(c: Column, p, said: str) -> Column:
     if c.values is not None and (more := set(p.counts) - set(c.values)):
         new["values"] = _more_values(c, p, more), f"{len(more)} more seen"
     if c.pattern is not None and (other := [v for v in p.counts if not re.fullmatch(c.pattern, v)]):
-        new["pattern"] = "|".join(dict.fromkeys([c.pattern, *map(pattern_of, other)])), f"{len(other)} others seen"
+        new["pattern"] = _more_pattern(c, other), f"{len(other)} others seen"
+    if c.pattern is not None and len(p.counts) < p.distinct and c.at("pattern") != "warn":  # a shape A may be É: it is no proof
+        new["pattern"] = None, f"a profile of {p.distinct:,} values keeps {len(p.counts):,}, which do not prove it"
     rules = {rule: value for rule, (value, _) in new.items() if rule != "infinite"}
     severity = c.severity | ({"infinite": "warn"} if "infinite" in new else {})
     return replace(c, **rules, severity=severity, why=c.why | {rule: f"{seen}; {said}" for rule, (_, seen) in new.items()})
+
+def _more_pattern(c: Column, other: list[str]) -> str | None:
+    "The pattern with the shapes of what it does not match; None when these are too many for a pattern."
+    shapes = [c.pattern, *dict.fromkeys(map(pattern_of, other))]
+    return "|".join(shapes) if len(shapes) <= VOCABULARY else None
 
 def _more_values(c: Column, p, more: set) -> tuple[str, ...] | None:
     "The vocabulary with more values; None when it is none any more."
@@ -670,9 +743,9 @@ def _relax_table(contract: Contract, profile, said: str) -> TableRules:
     t, new = contract.table, {}
     widen = lambda span, low, high: (span[0] and min(span[0], low), span[1] if span[1] is None else max(span[1], high))
     if t.rows and (span := widen(t.rows, profile.rows, profile.rows)) != t.rows: new["rows"] = span, f"{profile.rows:,} seen"
-    days = full_days(profile.columns[contract.time].days) if t.volume and contract.time in profile.columns else {}
-    if days and (span := widen(t.volume, min(days.values()), max(days.values()))) != t.volume:
-        new["volume"] = span, f"{min(days.values()):,} to {max(days.values()):,} rows seen in {len(days)} days"
+    days = full_days(profile.columns[contract.time].days) if t.volume and contract.time in profile.columns else ()
+    if days and (span := widen(t.volume, *days.ends)) != t.volume:
+        new["volume"] = span, "{:,} to {:,} rows seen in {:,} days".format(*days.ends, len(days))
     if t.unique and tuple(profile.key) == contract.key and profile.duplicates:
         new["unique"] = False, f"{profile.duplicates:,} rows repeat the key"
     why = t.why | {rule: f"{seen}; {said}" for rule, (_, seen) in new.items()}
@@ -718,7 +791,8 @@ class RequestReader:
         get = lambda names: _getter([attribute[n] for n in names])
         self.numbers, self.strings = get(contract.numbers), get(contract.strings)
         columns = [contract.columns[n] for n in contract.features]
-        self.ranges, self.texts = [(c.min, c.max, c) for c in map(_closed, columns) if c], [t for c in columns for t in _texts(c)]
+        self.ranges = [_closed(c) for c in columns if (c.min, c.max) != (None, None)]
+        self.texts = [t for c in columns for t in _texts(c)]
         self.ranged, self.texted = get([c.name for *_, c in self.ranges]), get([c.name for *_, c in self.texts])
         self.needed = [(attribute[c.name], c) for c in columns if not c.nullable and c.at("nullable") == "warn"]
         self.judges = [(row, judge, get(judge.columns)) for row, judge in contract.judges
@@ -730,10 +804,9 @@ def _getter(fields: list):
     if len(fields) == 1: return lambda record, get=attrgetter(fields[0]): (get(record),)
     return attrgetter(*fields) if fields else lambda record: ()
 
-def _closed(c: Column) -> Column | None:
-    "A column with a range, both of its ends set."
-    if c.min is None and c.max is None: return None
-    return replace(c, min=-np.inf if c.min is None else c.min, max=np.inf if c.max is None else c.max)
+def _closed(c: Column) -> tuple:
+    "(min, max, column), both ends of the range set."
+    return -np.inf if c.min is None else c.min, np.inf if c.max is None else c.max, c
 
 def _texts(c: Column) -> list:
     "(test of a value, its rule, the rule in words, column) for each rule of a column of strings."
@@ -744,6 +817,7 @@ def _texts(c: Column) -> list:
 # %% ../../nbs/data/12_contract.ipynb #342c1b7e
 _KINDS = dict(int="integer", float="number", str="string", bool="boolean")
 _QUOTED = re.compile(rb'"((?:[^"\\]|\\.)*)"\s*:')
+_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")  # the first of a pair, alone
 
 class MalformedError(ContractError): "The bytes of a request are not JSON."
 
@@ -751,9 +825,13 @@ def _malformed(body: bytes, error: Exception, known) -> MalformedError:
     "The error for bytes that are not JSON, with the field that was being read where one can be told."
     if isinstance(error, UnicodeDecodeError): return MalformedError("is not UTF-8", "request", "encode the JSON as UTF-8")
     at = re.search(r"byte (\d+)", str(error))
-    before = body[max(0, int(at[1]) - 300):int(at[1]) + 1] if at else b""  # 300 bytes: the search takes quadratic time
+    lone = _SURROGATE.search(body)
+    end = int(at[1]) if at else lone.start() if lone else 0
+    before = body[max(0, end - 300):end + 1]  # 300 bytes: the search takes quadratic time
     fields = [name for f in _QUOTED.findall(before) if (name := f.decode(errors="replace")) in known]
     where = f"field {fields[-1]!r}" if fields else "request"
+    if lone or "surrogate" in str(error):
+        return MalformedError("is not valid text", where, "half of a pair of \\u escapes stands alone")
     return MalformedError("is not valid JSON" + (f" at byte {at[1]}" if at else ""), where,
                           "NaN and Infinity are not JSON: send null for a missing value")
 

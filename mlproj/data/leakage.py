@@ -148,8 +148,8 @@ def _labels(frame: pl.DataFrame, label: str, where: str) -> np.ndarray:
 def _column(train: pl.Series, other: pl.Series) -> tuple[np.ndarray, np.ndarray, bool]:
     "A column of both parts as numbers, and whether it is a category; infinite values count as missing."
     if train.dtype in (pl.String, pl.Categorical, pl.Enum):
-        train, other = train.cast(pl.String), other.cast(pl.String)
-        top = train.drop_nulls().value_counts().sort("count", train.name, descending=[True, False])[train.name][:LEVELS].to_list()
+        train, other = train.cast(pl.String).alias("level"), other.cast(pl.String)
+        top = train.drop_nulls().value_counts().sort("count", "level", descending=[True, False])["level"][:LEVELS].to_list()
         codes = {v: float(i) for i, v in enumerate(top)}
         return *(s.replace_strict(codes, default=None, return_dtype=pl.Float64).to_numpy() for s in (train, other)), True
     both = [s.to_physical().cast(pl.Float64).to_numpy() for s in (train, other)]
@@ -384,9 +384,10 @@ ENOUGH, FOLLOWS, CLOSER = 10, .95, .25  # levels; correlation; what is left unex
 def _shares(parts: dict, level: str, label: str, numbers: list[str]) -> pl.DataFrame:
     "By level of a category: lowest and highest of each number, rows, and the share of positives in all rows and in each part."
     y, part = pl.col("_y"), pl.col("_part")
-    known = [pl.col(level).cast(pl.String).alias("_level"), pl.col(label).cast(pl.Float64).alias("_y"), *numbers]
+    known = [pl.col(level).cast(pl.String).alias("_level"), pl.col(label).cast(pl.Float64).alias("_y")]
+    known += [pl.col(c).alias(f"of {c}") for c in numbers]  # no name of the table can then be one of ours
     every = pl.concat([p.select(*known, pl.lit(n).alias("_part")) for n, p in parts.items()]).drop_nulls("_level")
-    ends = [getattr(pl.col(c), end)().cast(pl.Float64).alias(f"{end}_{c}") for c in numbers for end in ("min", "max")]
+    ends = [getattr(pl.col(f"of {c}"), end)().cast(pl.Float64).alias(f"{end}_{c}") for c in numbers for end in ("min", "max")]
     counted = pl.len().alias("rows"), (part != "train").sum().alias("n"), y.mean().alias("in all rows")
     by_level = every.group_by("_level").agg(*ends, *counted, *[y.filter(part == n).mean().alias(f"in {n}") for n in parts])
     # fewer than five rows hardly move a share; sorted, so that sums are the same every time
@@ -427,15 +428,16 @@ def check_left_out(parts: dict, features, label: str) -> list[Finding]:
     schema, found = parts["train"].schema, {}
     numbers = [f for f in features if schema[f].is_float()]
     for level in [c for c, t in schema.items() if t in (pl.String, pl.Categorical, pl.Enum) and c != label and numbers]:
-        z = [pl.col(c).cast(pl.Float64) for c in numbers]
-        rows = pl.concat([p.select(level, label, *numbers) for p in parts.values()]).drop_nulls(level)
-        ends = rows.group_by(level, label).agg(pl.len().alias("#"), *[e.min().name.prefix("min_") for e in z],
-                                               *[e.max().name.prefix("max_") for e in z])
-        ends = ends.filter(pl.col("#") >= 5).filter(pl.len().over(level) == 2)  # levels with at least five rows of each label
+        z = [pl.col(c).cast(pl.Float64).alias(f"of {c}") for c in numbers]  # so that no name of the table is one of ours
+        rows = pl.concat([p.select(pl.col(level).alias("level"), pl.col(label).alias("label"), *z) for p in parts.values()])
+        ends = rows.drop_nulls("level").group_by("level", "label").agg(
+            pl.len().alias("rows"), pl.all().min().name.prefix("min "), pl.all().max().name.prefix("max "))
+        ends = ends.filter(pl.col("rows") >= 5).filter(pl.len().over("level") == 2)  # at least five rows of each label
         for c in numbers:
-            some = ends.select(level, low=f"min_{c}", high=f"max_{c}").drop_nulls()
+            some = ends.select("level", low=f"min of {c}", high=f"max of {c}").drop_nulls()
             if some.height < 2*ENOUGH or not (some["high"] - some["low"]).max() < EXACT: continue
-            moved = some.group_by(level).agg(pl.col("low").max() - pl.col("low").min()).filter(pl.col("low") > EXACT).height
+            moved = some.group_by("level").agg(pl.col("low").max() - pl.col("low").min())
+            moved = moved.filter(pl.col("low") > EXACT).height
             pairs = some.height//2
             said = f"is one number for each {level} and {label}, another for the other label in {moved:,} of {pairs:,}"
             if moved > .9*pairs:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'STEPS', 'BINS', 'KEEP', 'EVEN', 'DISTINCT_ERROR', 'HEADS', 'kind_of', 'ColumnProfile', 'gaps',
-           'count_duplicates', 'Profile', 'profile_json', 'save_profile', 'load_profile', 'remarks', 'profile_html',
-           'profile_text']
+           'count_duplicates', 'Profile', 'profile_json', 'save_profile', 'load_profile', 'remarks', 'printable',
+           'profile_html', 'profile_text']
 
 # %% ../../nbs/data/11_profile.ipynb #a860841f
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,7 @@ class ColumnProfile:
     quantile_error: float = 0.0
     histogram: tuple[int, ...] = field(default=(), repr=False)
     bins: tuple[tuple[float, ...], tuple[int, ...], tuple[float, ...]] = field(default=((), (), ()), repr=False)
+    anchor: float | int = 0
     counts: dict = field(default_factory=dict, repr=False)
     lacking: int = 0
     shapes: dict[str, int] = field(default_factory=dict, repr=False)
@@ -67,31 +68,33 @@ def _quantiles(c: Counted, steps: int) -> tuple[np.ndarray, float]:
     total, cumulated = int(c.counts.sum()), np.cumsum(c.counts)
     # in integers, so that no rounding moves a quantile to the next value
     place = np.searchsorted(cumulated*steps, np.arange(steps + 1)*total)
-    values = c.values[place].astype(np.float64)
-    if c.exact: return values, 0.0
+    if c.exact: return c.values[place].astype(np.float64), 0.0
     # inside a bin, as if its rows lay evenly
     share = (np.arange(steps + 1)*total/steps - (cumulated - c.counts)[place])/c.counts[place]
-    return np.clip(values + share*c.width[place], c.min, c.max), float(np.minimum(c.width[place], c.max - c.min).max())
+    values = float(c.anchor) + c.values[place] + share*c.width[place]
+    return np.clip(values, c.min, c.max), float(np.minimum(c.width[place], c.max - c.min).max())
 
 def _histogram(c: Counted) -> tuple[int, ...]:
-    "Rows in bins of equal width; a counted bin goes where its middle is."
-    middle = c.values.astype(np.float64) if c.exact else np.clip(c.values + c.width/2, c.min, c.max)
-    low, high = float(c.min), float(c.max)
-    rows, _ = np.histogram(middle, bins=BINS, range=(low, high if high > low else low + 1), weights=c.counts)
-    return tuple(int(n) for n in rows)
+    "Rows in bins of equal width from the lowest to the highest value; a counted bin goes where its middle is."
+    halves = c.middles/2  # the difference of two large numbers may be beyond float64, that of their halves is not
+    low, span = halves.min(), halves.max() - halves.min()
+    place = np.minimum(((halves - low)/span*BINS).astype(int), BINS - 1) if span > 0 else np.zeros(len(halves), int)
+    return tuple(np.bincount(place, c.counts, BINS).astype(int).tolist())
 
 # %% ../../nbs/data/11_profile.ipynb #38af0978
 KEEP, EVEN = 10_000, 256  # most numbers whose counts are kept; evenly filled bins for a column with more
 
 def _even_bins(c: Counted) -> tuple[tuple[float, ...], tuple[int, ...], tuple[float, ...]]:
-    "Edges between which the rows are spread as evenly as they can be; the rows from each edge to below the next (of the last: to the maximum), and their means."
-    edges = np.unique(_quantiles(c, EVEN)[0])
-    middle = c.values.astype(np.float64) if c.exact else np.clip(c.values + c.width/2, c.min, c.max)
-    place, places = np.clip(np.searchsorted(edges, middle, "right") - 1, 0, max(len(edges) - 2, 0)), max(len(edges) - 1, 1)
-    rows, sums = np.bincount(place, c.counts, places), np.bincount(place, c.counts*middle, places)
-    # a bin that no counted place falls into: its middle
-    means = np.where(rows > 0, sums/np.maximum(rows, 1), (edges[:places] + edges[-places:])/2)
-    return tuple(edges.tolist()), tuple(rows.astype(int).tolist()), tuple(means.tolist())
+    """Edges between which the rows are spread as evenly as they can be, the rows from each edge to below the next, and their means; edges and means as distances
+    from the anchor. Every edge is one of the counted values or bins, so the rows are exact; one that is heavy by itself stays by itself."""
+    low, middles, cumulated, total = c.values, c.middles, np.cumsum(c.counts), int(c.counts.sum())
+    if c.exact: low = middles
+    heavy = np.flatnonzero(c.counts*EVEN > total)
+    starts = np.unique(np.concatenate([[0], np.searchsorted(cumulated*EVEN, np.arange(1, EVEN)*total), heavy, heavy + 1]))
+    starts = starts[starts < len(low)]
+    end = np.nextafter(low[-1], np.inf) if c.exact else low[-1] + c.width[-1]
+    rows, sums = np.add.reduceat(c.counts, starts), np.add.reduceat(c.counts*middles, starts)
+    return (*low[starts].tolist(), float(end)), tuple(rows.tolist()), tuple((sums/rows).tolist())
 
 def _number(kind: str, c: Counted) -> ColumnProfile:
     "The profile of a counted column of numbers."
@@ -99,11 +102,13 @@ def _number(kind: str, c: Counted) -> ColumnProfile:
     if not len(c.values): return ColumnProfile(**told)
     quantiles, error = _quantiles(c, STEPS)
     few = c.exact and len(c.values) <= KEEP
+    if c.exact and not few: c = replace(c, anchor=c.values[len(c.values)//2].item())
     plain = (lambda v: v) if kind == "integer" else float
     return ColumnProfile(
-        **told, distinct_error=0.0 if c.exact else DISTINCT_ERROR, zeros=int(c.counts[c.values == 0].sum()), min=plain(c.min), max=plain(c.max),
+        **told, distinct_error=DISTINCT_ERROR if c.estimated else 0.0, zeros=c.zeros, min=plain(c.min), max=plain(c.max),
         mean=c.mean, std=c.std, quantiles=tuple(quantiles.tolist()), quantile_error=error, histogram=_histogram(c),
-        counts=dict(zip(c.values.tolist(), c.counts.tolist())) if few else {}, bins=((), (), ()) if few else _even_bins(c))
+        counts=dict(zip(c.values.tolist(), c.counts.tolist())) if few else {},
+        bins=((), (), ()) if few else _even_bins(c), anchor=c.anchor)
 
 DISTINCT_ERROR = 0.024  # three standard errors of the estimate in the chapter count
 
@@ -111,12 +116,12 @@ DISTINCT_ERROR = 0.024  # three standard errors of the estimate in the chapter c
 def _string(c: Counted, more: dict) -> ColumnProfile:
     "The profile of a counted column of strings."
     counts = dict(zip(c.values[:KEEP].to_list(), c.counts[:KEEP].tolist()))
-    return ColumnProfile("string", c.rows, c.missing, c.distinct, DISTINCT_ERROR if more["lacking"] else 0.0, min=c.min, max=c.max, counts=counts, **more)
+    return ColumnProfile("string", c.rows, c.missing, c.distinct, DISTINCT_ERROR if c.estimated else 0.0, min=c.min, max=c.max, counts=counts, **more)
 
 def _time(c: Counted, more: dict, unit: str) -> ColumnProfile:
     "The profile of a counted column of times; `unit` of the integers behind it."
     ends = {} if c.min is None else dict(min=str(np.datetime64(c.min, unit)), max=str(np.datetime64(c.max, unit)))
-    return ColumnProfile("time", c.rows, c.missing, c.distinct, 0.0 if c.exact else DISTINCT_ERROR, **ends, **more)
+    return ColumnProfile("time", c.rows, c.missing, c.distinct, DISTINCT_ERROR if c.estimated else 0.0, **ends, **more)
 
 # %% ../../nbs/data/11_profile.ipynb #7b7af55a
 def gaps(column: ColumnProfile) -> tuple[tuple[str, int], ...]:
@@ -143,7 +148,7 @@ def count_duplicates(frame: pl.LazyFrame, key) -> int:
     repeated = _repeated_hashes(frame, hashed)
     for i in range(0, len(repeated), 1_000_000):
         some = frame.select(key).filter(hashed.is_in(pl.Series(repeated[i:i + 1_000_000]).implode()))
-        more = some.group_by(key).agg(pl.len().cast(pl.Int64).alias("#")).select((pl.col("#") - 1).sum())
+        more = some.group_by(key).agg(pl.len().cast(pl.Int64).alias("\0n")).select((pl.col("\0n") - 1).sum())
         found += more.collect(engine="streaming").item()
     return found
 
@@ -164,9 +169,14 @@ class Profile:
         table = nw.from_native(frame)
         kinds = {name: kind_of(dtype) for name, dtype in table.collect_schema().items()}
         for name, kind in kinds.items():
+            # Polars would take the one for all columns, and the other for a pattern of names
+            odd = not isinstance(name, str) or name == "*" or (name.startswith("^") and name.endswith("$"))
+            if odd: raise DataError("is not a name for a column", f"column {name!r}", "rename it")
             if not kind: raise DataError("type is none of " + ", ".join(KINDS), f"column {name!r}", "cast or drop it in the dataset function")
+        key = (key,) if isinstance(key, str) else tuple(key)
         if absent := [name for name in key if name not in kinds]:
             raise DataError(f"column {absent[0]!r} of the key is not in the table", "key", "it has: " + ", ".join(kinds))
+        if len(set(key)) < len(key): raise DataError("names a column twice", "key", ", ".join(key))
         if isinstance(table, nw.DataFrame): frame = table.to_polars()
         return (_of_polars if isinstance(frame, pl.DataFrame | pl.LazyFrame) else _of_engine)(cls, frame, kinds, tuple(key), progress)
 
@@ -210,7 +220,7 @@ def save_profile(profile: Profile, path) -> Path:
 
 def load_profile(path) -> Profile:
     "Read a profile that `save_profile` wrote."
-    saved = json.loads(Path(path).read_text())
+    saved = json.loads(Path(path).read_text(encoding="utf-8"))
     def column(c: dict) -> ColumnProfile:
         as_tuples = {k: tuple(v) for k, v in c.items() if isinstance(v, list)}
         return ColumnProfile(**c | as_tuples | {figure: dict(zip(*c[figure])) for figure in ("counts", "shapes")}
@@ -249,13 +259,21 @@ def remarks(c: ColumnProfile) -> list[str]:
     if lacking := gaps(c): said.append(f"{len(lacking)} gaps, the longest {max(n for _, n in lacking)} days")
     return said
 
+def printable(text: str) -> str:
+    "A text without what would move the cursor of a terminal, or colour it."
+    return "".join(character if character.isprintable() else "�" for character in text)
+
 def _cells(name: str, c: ColumnProfile) -> list[str]:
     "The texts of a column's row; all but its shape."
-    number = lambda v: "" if v is None else (f"{v:,.4g}" if abs(v) >= 10_000 else f"{v:.4g}") if isinstance(v, (int, float)) else v[:16].replace("T", " ") if c.kind == "time" else v[:20]
-    commonest = ", ".join(str(v)[:20] for v in sorted(c.counts, key=c.counts.get, reverse=True)[:3]) if c.kind in ("string", "integer") else ""
-    return [name, c.kind, f"{c.missing/max(c.rows, 1):.1%}" if c.missing else "", f"{'≈' if c.distinct_error else ''}{c.distinct:,}",
+    def number(v) -> str:
+        if v is None: return ""
+        if isinstance(v, str): return printable(v[:16].replace("T", " ") if c.kind == "time" else v[:20])
+        return f"{v:,}" if isinstance(v, int) and v >= 10_000 else f"{v:,.0f}" if 10_000 <= abs(v) < 1e15 else f"{v:.4g}"
+    commonest = ", ".join(printable(str(v)[:20]) for v in sorted(c.counts, key=c.counts.get, reverse=True)[:3]) if c.kind in ("string", "integer") else ""
+    return [printable(name), c.kind, f"{c.missing/max(c.rows, 1):.1%}" if c.missing else "", f"{'≈' if c.distinct_error else ''}{c.distinct:,}",
             number(c.min), number(c.median if c.quantiles else None), number(c.max), commonest, "; ".join(remarks(c))]
 
+# %% ../../nbs/data/11_profile.ipynb #94a51658
 def _row(name: str, cells: list[str], bars: str) -> str:
     "A column as a row of the HTML table."
     from html import escape

@@ -12,21 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from .count import BATCH, WINDOW, value_counts
+from .count import BATCH, TOGETHER, WINDOW, columnar, held, offset, parts_of, value_counts
 from ..project import DataError, sha256
 
 # %% ../../nbs/data/17_reference.ipynb #2f8fcc63
 @dataclass(frozen=True)
 class Bins:
-    """How one column is divided: `edges` ascending, of single values (`single`) or between them; for strings their `values`. And what the reference
-    itself has there: `counts`, the last one of missing values, and of numbers the `means`, without that."""
+    """How one column is divided: `edges` ascending, of single values (`single`) or, as distances from the `anchor`, between them; for strings their `values`. And what
+    the reference itself has there: `counts`, the last one of missing and infinite values, and of numbers the `means`, without that."""
     kind: str
     counts: np.ndarray
     edges: np.ndarray | None = None
     single: bool = True
+    anchor: float | int = 0
     means: np.ndarray | None = None
     values: tuple[str, ...] = ()
-    std: float = 0.0
+    std: float | None = None
 
     @property
     def places(self) -> int:
@@ -35,29 +36,27 @@ class Bins:
         return len(self.edges) + 2 if self.single else len(self.edges) + 1
 
     def place(self, x: np.ndarray) -> np.ndarray:
-        "The places of numbers. Infinite ones stand below or above."
-        found = np.searchsorted(self.edges, x, "right")
-        if self.single: return found + (x > self.edges[-1])
-        return found - (x == self.edges[-1])  # the last bin has both its edges
+        "The places of finite numbers."
+        if not self.single: return np.searchsorted(self.edges, offset(x, self.anchor), "right")
+        return np.searchsorted(self.edges, x, "right") + (x > self.edges[-1])
 
 # %% ../../nbs/data/17_reference.ipynb #3898a345
 def bins_of(column) -> Bins | None:
-    "The bins that a `ColumnProfile` draws; none for times, and for a column without values."
-    present = column.rows - column.missing
-    if column.kind == "time" or present <= column.infinite: return None
-    if column.kind == "string":
-        known = np.array(list(column.counts.values()))
-        return Bins("string", np.array([*known, present - known.sum(), column.missing]), values=tuple(column.counts))
+    "The bins that a `ColumnProfile` draws; none for times. A column without values has one place, for whatever comes."
+    present, gone = column.rows - column.missing - column.infinite, column.missing + column.infinite
+    if column.kind == "time": return None
+    if column.kind == "string" or not present:
+        known = np.array(list(column.counts.values()), np.int64)
+        return Bins(column.kind, np.array([*known, present - known.sum(), gone]), values=tuple(column.counts))
     single = bool(column.counts)
     edges, counts, means = map(np.array, (list(column.counts), list(column.counts.values()), list(column.counts)) if single else column.bins)
-    # which side an infinity was on is not known: it stands above
-    return Bins(column.kind, np.array([0, *counts, column.infinite, column.missing]), edges, single,
-                np.array([edges[0], *means, edges[-1]], np.float64), std=column.std)
+    return Bins(column.kind, np.array([0, *counts, 0, gone]), edges, single, column.anchor, np.array([edges[0], *means, edges[-1]], np.float64), std=column.std)
 
 # %% ../../nbs/data/17_reference.ipynb #eba7d26d
 @dataclass(frozen=True)
 class Counts:
-    "Rows on the bins of a reference, by column (int64, the last place of missing values), and for numbers the `sums` of the values in each place (infinite ones at the nearest edge)."
+    """Rows on the bins of a reference, by column (int64, the last place of missing and infinite values), and for numbers the `sums`, over the rows of each place, of
+    the differences from the reference's mean there."""
     digest: str
     rows: int
     columns: dict[str, np.ndarray]
@@ -75,10 +74,11 @@ def _count_numbers(bins: Bins, series: pl.Series, counts: np.ndarray, sums: np.n
     missing = series.null_count()
     x, each = (series.drop_nulls() if missing else series).to_numpy(), None
     if x.dtype.kind == "b": x = x.astype(np.int64)
-    if x.dtype.kind == "f" and (nan := np.isnan(x)).any(): missing, x = missing + int(nan.sum()), x[~nan]
+    if x.dtype.kind == "f" and not (finite := np.isfinite(x)).all(): missing, x = missing + int((~finite).sum()), x[finite]
     counts[-1] += missing
-    if not len(x): return
-    low = int(x.min()) if x.dtype.kind in "iu" else None
+    if bins.edges is None: counts[0] += len(x)
+    if not len(x) or bins.edges is None: return
+    low = int(x.min()) if x.dtype.kind == "i" else None
     if low is not None and (high := int(x.max())) - low < WINDOW:
         low = 0 if 0 <= low <= high < WINDOW else low  # from zero without a shifted copy
         each = np.bincount(x - low if low else x)
@@ -89,8 +89,8 @@ def _count_numbers(bins: Bins, series: pl.Series, counts: np.ndarray, sums: np.n
         x, each = counted["v"].to_numpy(), counted["#"].to_numpy()
     place = bins.place(x)
     counts[:-1] += np.bincount(place, each, minlength=bins.places).astype(np.int64)
-    if x.dtype.kind == "f" and not np.isfinite(x).all(): x = np.where(np.isfinite(x), x, np.clip(x, bins.edges[0], bins.edges[-1]))
-    sums += np.bincount(place, x if each is None else x*each, minlength=bins.places)
+    moved = (x.astype(np.float64) if bins.single else offset(x, bins.anchor)) - bins.means[place]
+    sums += np.bincount(place, moved if each is None else moved*each, minlength=bins.places)
 
 def _count_strings(bins: Bins, places: dict[str, int], series: pl.Series, counts: np.ndarray) -> None:
     "Add a batch of strings to `counts`."
@@ -100,12 +100,21 @@ def _count_strings(bins: Bins, places: dict[str, int], series: pl.Series, counts
     np.add.at(counts, at, counted["#"].to_numpy())
 
 # %% ../../nbs/data/17_reference.ipynb #11588a65
+_ACCEPTED = dict(string=lambda t: t in (pl.String, pl.Categorical, pl.Enum), boolean=lambda t: t == pl.Boolean)
+
+def _check_columns(reference, schema) -> None:
+    "Raise `DataError` for a column that is absent or of another kind; whole numbers and others are one kind."
+    for name, bins in reference.columns.items():
+        if name not in schema: raise DataError("column is missing from the table", f"column {name!r}", "the reference was made with it")
+        if not _ACCEPTED.get(bins.kind, lambda dtype: dtype.is_numeric())(schema[name]):
+            raise DataError(f"is {schema[name]}, and the reference is {bins.kind}", f"column {name!r}", "check the table against its contract first")
+
 class Reference:
     "The bins of a stored profile: `count(frame)` counts new data on them."
     def __init__(self, profile):
         self.columns = {name: bins for name, column in profile.columns.items() if (bins := bins_of(column))}
         self.places = {name: {v: i for i, v in enumerate(bins.values)} for name, bins in self.columns.items()}
-        text = repr([(n, b.kind, b.single, b.values, None if b.edges is None else b.edges.tolist()) for n, b in self.columns.items()])
+        text = repr([(n, b.kind, b.single, b.anchor, b.values, None if b.edges is None else b.edges.tolist()) for n, b in self.columns.items()])
         self.digest = sha256(text.encode())
 
     def empty(self) -> Counts:
@@ -115,19 +124,17 @@ class Reference:
 
     def count(self, frame) -> Counts:
         "Count a Polars frame, in one pass, two columns at a time. Raises `DataError` for a column that is absent or of another kind."
-        frame, start = frame.lazy(), self.empty()
-        schema = frame.collect_schema()
-        for name, bins in self.columns.items():
-            if name not in schema: raise DataError("column is missing from the table", f"column {name!r}", "the reference was made with it")
-            if (bins.kind == "string") != (schema[name] in (pl.String, pl.Categorical, pl.Enum)):
-                raise DataError(f"is {schema[name]}, and the reference is {bins.kind}", f"column {name!r}", "check the table against its contract first")
-        slow_first = sorted(self.columns, key=lambda name: self.columns[name].kind != "string")
-        with ThreadPoolExecutor(2) as pool: list(pool.map(lambda name: self._column(frame, name, start), slow_first))
-        rows = int(next(iter(start.columns.values())).sum()) if self.columns else frame.select(pl.len()).collect().item()
+        _check_columns(self, frame.collect_schema())
+        start, names = self.empty(), sorted(self.columns, key=lambda name: self.columns[name].kind != "string")  # the slow ones first
+        groups, size = ([[name] for name in names], BATCH) if columnar(frame) else ([names], TOGETHER)
+        def one(group: list[str]):
+            for part in parts_of(frame, group, size) if group else ():
+                for name in group: self._add(name, held(part[name]), start)
+        with ThreadPoolExecutor(2) as pool: list(pool.map(one, groups))
+        rows = int(start.columns[names[0]].sum()) if names else frame.lazy().select(pl.len()).collect().item()
         return Counts(self.digest, rows, start.columns, start.sums)
 
-    def _column(self, frame: pl.LazyFrame, name: str, to: Counts) -> None:
+    def _add(self, name: str, batch: pl.Series, to: Counts) -> None:
         bins = self.columns[name]
-        for batch in frame.select(name).collect_batches(chunk_size=BATCH, maintain_order=False):
-            if bins.kind == "string": _count_strings(bins, self.places[name], batch[name], to.columns[name])
-            else: _count_numbers(bins, batch[name], to.columns[name], to.sums[name])
+        if bins.kind == "string": _count_strings(bins, self.places[name], batch, to.columns[name])
+        else: _count_numbers(bins, batch, to.columns[name], to.sums.get(name))

@@ -21,8 +21,10 @@ from ..project import ConfigError, DataError
 PARTS = ("train", "validation", "test")
 
 def instant(day, zone: str) -> datetime:
-    "The instant, in UTC, at which a day (ISO date, or ISO time) begins in a zone."
-    try: return datetime.fromisoformat(str(day)).replace(tzinfo=ZoneInfo(zone)).astimezone(timezone.utc)
+    "The instant, in UTC, at which a day (ISO date, or ISO time) begins in a zone; a time with an offset of its own keeps it."
+    try:
+        at, place = datetime.fromisoformat(str(day)), ZoneInfo(zone)
+        return (at if at.tzinfo else at.replace(tzinfo=place)).astimezone(timezone.utc)
     except ValueError: raise ConfigError(f"{day!r} is no date", "split", "write it as 2013-09-01") from None
     except (ZoneInfoNotFoundError, OSError):
         raise ConfigError(f"time zone {zone!r} is unknown", "split.zone", "write it as America/New_York") from None
@@ -115,7 +117,8 @@ def _check_group(frame: pl.LazyFrame, group: str) -> None:
 def straddling(parts: dict, group: str) -> int:
     "How many groups stand in more than one part; rows without a group belong to none."
     seen = pl.concat([p.lazy().select(pl.col(group).drop_nulls().unique()) for p in parts.values()])
-    return seen.group_by(group).len().filter(pl.col("len") > 1).select(pl.len()).collect().item()
+    places = f"{group}#parts"  # no name that the group itself may have
+    return seen.group_by(group).len(places).filter(pl.col(places) > 1).select(pl.len()).collect().item()
 
 # %% ../../nbs/data/13_split.ipynb #9ca94772
 @dataclass(frozen=True)
@@ -165,9 +168,10 @@ def describe_split(split, frame, label: str) -> dict[str, Part]:
 def check_key(frame, key) -> None:
     "Raise `DataError` when a key occurs in more than one row."
     if not key: return
-    twice = frame.lazy().group_by(list(key)).agg(pl.len().alias("#")).filter(pl.col("#") > 1).collect()
+    rows = f"{'#'.join(key)}#rows"  # longer than any name in the key
+    twice = frame.lazy().group_by(list(key)).agg(pl.len().alias(rows)).filter(pl.col(rows) > 1).collect()
     if twice.height:
-        raise DataError(f"{twice.height:,} keys occur more than once, up to {twice['#'].max()} times", f"key {', '.join(key)}",
+        raise DataError(f"{twice.height:,} keys occur more than once, up to {twice[rows].max()} times", f"key {', '.join(key)}",
                         "name the columns that make a row unique in conf/data, or drop the duplicates")
 
 def time_split(time: str, train_before, validation_before, zone="UTC", purge="0d") -> Split:

@@ -49,7 +49,7 @@ def psi(reference: np.ndarray, current: np.ndarray) -> float:
 # %% ../../nbs/watch/40_drift.ipynb #38947c8b
 @dataclass(frozen=True)
 class Distance:
-    "How far one column has moved: see the chapter; `unknown` is the share of rows with a string that the reference has not, or a number outside of its range."
+    "How far one column has moved: see the chapter; `unknown` is the share of rows with a string that the reference has not kept, beyond its own such share, or with a number outside of its range."
     column: str
     kind: str
     psi: float
@@ -64,13 +64,13 @@ def _distance(name: str, bins: Bins, counts: np.ndarray, sums: np.ndarray | None
     groups = _groups(bins)
     by_group = [np.bincount(groups, n, groups[-1] + 1) for n in (bins.counts, counts)]
     shares = [n/max(n.sum(), 1) for n in (bins.counts[:-1], counts[:-1])]  # of the rows that have a value
-    outside = counts[-2] if bins.edges is None else counts[0] + counts[-2]
+    share_at = lambda n: (n[-2] if bins.edges is None else n[0] + n[-2])/max(n.sum(), 1)  # of rows outside
     if bins.edges is None or not (bins.counts[:-1].any() and counts[:-1].any()): one = two = None
     else:
-        means = np.where(counts[:-1] > 0, sums/np.maximum(counts[:-1], 1), bins.means)
+        means = bins.means + sums/np.maximum(counts[:-1], 1)
         one, two = ks(*shares), wasserstein(shares[0], bins.means, shares[1], means)/(bins.std or 1)
     return Distance(name, bins.kind, psi(*by_group), jensen_shannon(*(n/max(n.sum(), 1) for n in (bins.counts, counts))), one, two,
-                    tuple(float(n[-1]/max(n.sum(), 1)) for n in (bins.counts, counts)), float(outside/max(counts.sum(), 1)),
+                    tuple(float(n[-1]/max(n.sum(), 1)) for n in (bins.counts, counts)), float(max(share_at(counts) - share_at(bins.counts), 0)),
                     tuple(tuple((n/max(n.sum(), 1)).tolist()) for n in by_group))
 
 def distances(reference: Reference, counts: Counts) -> dict[str, Distance]:
