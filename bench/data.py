@@ -4,7 +4,7 @@
     python bench/data.py                   all tables; or some of: profile, continuous, drift, check, linear
 
 They live under .mlproj/bench, or $MLPROJ_BENCH. Every measurement is a process of its own, contenders in turn, the median of three; what takes more
-than half a minute runs once. Ratios within a table travel between machines, absolute figures do not. Run on an idle machine.
+than ten seconds runs once. Ratios within a table travel between machines, absolute figures do not. Run on an idle machine.
 """
 import json, os, statistics, subprocess, sys
 from pathlib import Path
@@ -53,7 +53,7 @@ def compare(names: list[str], case: str) -> dict[str, dict]:
     runs = {name: [] for name in names}
     for turn in range(3):
         for name in names:
-            if turn and runs[name][0]["seconds"] > 30: continue
+            if turn and runs[name][0]["seconds"] > 10: continue
             print(f"{name} {case} {turn + 1}   ", end="\r", file=sys.stderr)
             runs[name].append(measure(name, case))
     return {name: dict(seconds=statistics.median(r["seconds"] for r in found), mb=max(r["mb"] for r in found), note=found[0]["note"])
