@@ -301,11 +301,12 @@ def contract_stage(c: Context) -> None:
             check_roles(frame, c.config)
             _inferred(c, frame, split, path)
         # beside the stages: what was set aside stays, though the stage may fail
-        kept = guard(load_contract(path), frame, c.run.path/"quarantine", utc_now(), c.values["joins"], f"table {d.name!r}")
-        check_roles(frame, c.config, load_contract(path))
+        contract = load_contract(path)
+        kept = guard(contract, frame, c.run.path/"quarantine", utc_now(), c.values["joins"], f"table {d.name!r}")
+        check_roles(frame, c.config, contract)
         frame = kept.frame.collect()
         profile = Profile.of(split.part(frame, "train"), d.key)
-        contract = replace(load_contract(path), features=tuple(d.features))
+        contract = replace(contract, features=tuple(d.features))
         save_profile(profile, folder/"profile.json")
         save_contract(contract, folder/"contract.yaml")
         warnings, aside = [str(v) for v in kept.report.violations], c.values["frame"].height - frame.height
@@ -318,7 +319,7 @@ def contract_stage(c: Context) -> None:
 # %% ../nbs/50_pipeline.ipynb #1b734490
 def split_stage(c: Context) -> None:
     "Count the parts, and prove that a key is one row."
-    from mlproj.data.split import PARTS, check_key, describe_split, purged
+    from mlproj.data.split import check_key, cut, describe_split, purged
     split, frame = c.values["split"], c.values["frame"]
     with c.stage("split") as (folder, figures, said):
         parts, left_out = describe_split(split, frame, c.config.data.label), purged(split, frame)
@@ -327,7 +328,7 @@ def split_stage(c: Context) -> None:
         figures.update({name: part.rows for name, part in parts.items()}, purged=left_out)
         said += [f"{name} {part.rows:,} ({part.positive:.1%} {c.config.data.label})" for name, part in parts.items()]
         if left_out: said.append(f"{left_out:,} purged before the cuts")
-    c.values.update(parts={name: split.part(frame, name).collect() for name in PARTS})
+    c.values.update(parts=cut(split, frame))
 
 # %% ../nbs/50_pipeline.ipynb #74089f2d
 def _looks(c: Context) -> int:

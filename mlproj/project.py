@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MlprojError', 'ConfigError', 'DataError', 'ContractError', 'GateError', 'ParityError', 'RegistryError',
-           'fsync_folder', 'write_atomic', 'to_json', 'write_json', 'folder_atomic', 'Project', 'sha256']
+           'fsync_folder', 'file_atomic', 'write_atomic', 'to_json', 'write_json', 'aligned', 'folder_atomic',
+           'Project', 'sha256']
 
 # %% ../nbs/00_project.ipynb #e0594f97
 import contextlib, json, os, shutil, tempfile
@@ -38,23 +39,28 @@ def fsync_folder(path):
     finally: os.close(fd)
 
 # %% ../nbs/00_project.ipynb #84be83b9
-def write_atomic(path, data: bytes | str) -> Path:
-    "Write a file in one step: temporary file in the same folder, fsync, rename, fsync of the folder."
-    path, data = Path(path), data.encode() if isinstance(data, str) else data
+@contextlib.contextmanager
+def file_atomic(path):
+    "A file that appears in one step: write to the yielded temporary one in the same folder; then fsync, rename, fsync of the folder."
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(fd)
+    temporary = Path(name)
     try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide artifacts from a service that runs as another user
-            os.fsync(file.fileno())
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp's 0600 would hide artifacts from a service that runs as another user
+        with temporary.open("rb") as file: os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
-    return path
+
+def write_atomic(path, data: bytes | str) -> Path:
+    "Write a file in one step."
+    with file_atomic(path) as temporary: temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+    return Path(path)
 
 # %% ../nbs/00_project.ipynb #23feb6d6
 def to_json(value, indent: int | None = 1) -> str:
@@ -64,6 +70,13 @@ def to_json(value, indent: int | None = 1) -> str:
 def write_json(path, value) -> Path:
     "Write a value as JSON, atomically."
     return write_atomic(path, to_json(value))
+
+# %% ../nbs/00_project.ipynb #27a12075
+def aligned(rows) -> str:
+    "Rows of texts as lines, two spaces between the columns."
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 # %% ../nbs/00_project.ipynb #0dbc845b
 @contextlib.contextmanager

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SEVERITIES', 'DTYPES', 'COLUMN_RULES', 'ALLOWED', 'LONGEST', 'TABLE_RULES', 'Span', 'VOCABULARY', 'FEW_SHAPES',
            'MOSTLY_EMPTY', 'HEADER', 'EXACT', 'Column', 'in_polars', 'RowRule', 'Judge', 'parse_rule', 'JoinRule',
-           'TableRules', 'span_of', 'Contract', 'pattern_of', 'FullDays', 'full_days', 'infer_contract',
-           'contract_yaml', 'contract_from_yaml', 'save_contract', 'load_contract', 'kind_in_polars', 'fits', 'Change',
-           'diff_contracts', 'relax', 'pack', 'RequestReader', 'MalformedError', 'json_schema', 'example_row']
+           'TableRules', 'length_of_time', 'span_of', 'Contract', 'pattern_of', 'FullDays', 'full_days',
+           'infer_contract', 'contract_yaml', 'contract_from_yaml', 'save_contract', 'load_contract', 'kind_in_polars',
+           'fits', 'Change', 'diff_contracts', 'relax', 'pack', 'RequestReader', 'MalformedError', 'json_schema',
+           'example_row']
 
 # %% ../../nbs/data/12_contract.ipynb #f7c4a759
 import ast
@@ -352,11 +353,16 @@ class TableRules:
         return self.severity.get(rule, TABLE_RULES[rule])
 
 # %% ../../nbs/data/12_contract.ipynb #8801b632
+def length_of_time(text, units="mhd") -> timedelta | None:
+    "A length of time in whole minutes, hours or days, such as 90m, 12h or 2d; None for anything else."
+    found = re.fullmatch(rf"(\d{{1,6}})([{units}])", str(text))
+    return timedelta(**{dict(m="minutes", h="hours", d="days")[found[2]]: int(found[1])}) if found else None
+
 def span_of(text: str, where="contract, table") -> timedelta:
-    "A time such as 90m, 12h or 2d. Raises `ConfigError` for anything else."
-    found = re.fullmatch(r"(\d{1,6})([mhd])", text)
-    if not found: raise ConfigError(f"freshness {text!r} is not a time", where, "write minutes, hours or days: 90m, 12h, 2d")
-    return timedelta(**{dict(m="minutes", h="hours", d="days")[found[2]]: int(found[1])})
+    "The time of a freshness. Raises `ConfigError` for anything but a length of time."
+    found = length_of_time(text)
+    if found is None: raise ConfigError(f"freshness {text!r} is not a time", where, "write minutes, hours or days: 90m, 12h, 2d")
+    return found
 
 def _check_table_rules(t: TableRules, where: str) -> None:
     "Raise `ConfigError` for rules that cannot be kept."

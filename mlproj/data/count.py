@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHIFT', 'WINDOW', 'DIFFERENT', 'SMALLEST', 'STRINGS', 'SHAPES', 'BATCH', 'TOGETHER', 'bin_of', 'bin_edges',
-           'first_bin', 'offset', 'Counted', 'value_counts', 'NumberCounter', 'shape_of', 'StringCounter',
-           'TimeCounter', 'time_unit', 'held', 'columnar', 'parts_of', 'count_column', 'count_columns',
+           'first_bin', 'offset', 'occurrences', 'Counted', 'value_counts', 'NumberCounter', 'shape_of',
+           'StringCounter', 'TimeCounter', 'time_unit', 'held', 'columnar', 'parts_of', 'count_column', 'count_columns',
            'count_in_engine']
 
 # %% ../../nbs/data/09_count.ipynb #7e94d218
@@ -48,6 +48,11 @@ def offset(x: np.ndarray, anchor) -> np.ndarray:
 # %% ../../nbs/data/09_count.ipynb #edf6fe27
 WINDOW, DIFFERENT = 2**20, 2**16  # the widest window of integers; the most values that are counted one by one
 
+def occurrences(keys: np.ndarray, low: int, high: int, weights: np.ndarray | None = None) -> np.ndarray:
+    "How often each integer from `low` to `high`, the extremes of int64 `keys`, occurs; or the sums of their weights."
+    # from zero without a shifted copy of the keys, when that is not much longer
+    return np.bincount(keys, weights)[low:] if 0 <= low <= high < WINDOW else np.bincount(keys - low, weights)
+
 class _Window:
     "Counts of integers, one place for each from the lowest to the highest seen."
     def __init__(self): self.start, self.counts = 0, np.zeros(0, np.int64)
@@ -63,8 +68,7 @@ class _Window:
         if not len(self.counts): self.start = low
         before, after = max(self.start - low, 0), max(high - self.start - len(self.counts) + 1, 0)
         if before or after: self.counts, self.start = np.pad(self.counts, (before, after)), min(self.start, low)
-        # from zero without a shifted copy of the keys, when that is not much longer
-        counted = np.bincount(keys, weights)[low:] if 0 <= low <= high < WINDOW else np.bincount(keys - low, weights)
+        counted = occurrences(keys, low, high, weights)
         self.counts[low - self.start:high - self.start + 1] += counted if weights is None else counted.astype(np.int64)
 
     def counted(self) -> tuple[np.ndarray, np.ndarray]:
@@ -224,8 +228,8 @@ NumberCounter._bin, NumberCounter.counted = _bin, _number_counted
 # %% ../../nbs/data/09_count.ipynb #78f9f6a6
 STRINGS, SHAPES = 2**17, 1000  # the most different strings, and shapes, that are counted
 
-def shape_of(strings: pl.Series) -> pl.Series:
-    "The shapes of strings; of very long ones the first 40 characters of the shape."
+def shape_of(strings):
+    "The shapes of strings, a series or an expression of any engine; of very long ones the first 40 characters of the shape."
     shape = strings.str.replace_all(r"\p{Lu}+", "A").str.replace_all(r"\p{Ll}+", "a").str.replace_all(r"\p{Nd}+", "9")
     return shape.str.slice(0, 40)
 
@@ -349,10 +353,10 @@ def columnar(frame) -> bool:
     "Can the columns of a Polars frame be had one by one at no extra cost: is it in memory, or a plain scan of a columnar file?"
     return isinstance(frame, pl.DataFrame) or frame.explain(optimized=False).lstrip().startswith(("Parquet SCAN", "IPC SCAN", "DF ["))
 
-def parts_of(frame, names: list[str], rows: int):
-    "The batches of some columns of a Polars frame, in any order."
+def parts_of(frame, names: list[str], rows: int, ordered: bool = False):
+    "The batches of some columns of a Polars frame, in any order that is fast, or in that of the rows."
     if isinstance(frame, pl.DataFrame): return frame.select(names).iter_slices(rows)
-    return frame.select(names).collect_batches(chunk_size=rows, maintain_order=False)
+    return frame.select(names).collect_batches(chunk_size=rows, maintain_order=ordered)
 
 # %% ../../nbs/data/09_count.ipynb #678e8c32
 def count_column(frame, name: str, kind: str):
@@ -436,13 +440,12 @@ def _engine_strings(frame, name: str) -> tuple[Counted, dict]:
     x = nw.col(name)
     present, told = _present(frame, name)
     present = present.with_columns(x.cast(nw.String))
-    shape = x.str.replace_all(r"\p{Lu}+", "A").str.replace_all(r"\p{Ll}+", "a").str.replace_all(r"\p{Nd}+", "9").str.slice(0, 40)
     *lengths, distinct = _query(present, x.str.len_chars().min().alias("a"), x.str.len_chars().max().alias("b"),
                                 x.n_unique().cast(nw.Int64).alias("c")).row(0)
     counted = _query(present, by=x, top=STRINGS + 1)
     many = counted.height > STRINGS
     kept = counted.head(STRINGS//2) if many else counted
-    shapes = _query(present, by=shape, top=SHAPES)
+    shapes = _query(present, by=shape_of(x), top=SHAPES)
     return (Counted(values=kept["v"], counts=kept["#"].to_numpy(), distinct=distinct if counted.height else 0, **told,
                     **({} if many else dict(min=kept["v"].min(), max=kept["v"].max()))),
             dict(shapes=dict(shapes.iter_rows()), lengths=tuple(lengths) if counted.height else None,

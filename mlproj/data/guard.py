@@ -7,8 +7,6 @@ __all__ = ['BATCH', 'DAY', 'ASIDE', 'Violation', 'Report', 'check', 'quarantine'
 
 # %% ../../nbs/data/15_guard.ipynb #4f7d8a58
 import difflib
-import os
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,8 +17,9 @@ import numpy as np
 import polars as pl
 
 from .contract import Column, Contract, fits, full_days, in_polars, kind_in_polars, span_of
+from .count import parts_of
 from .profile import count_duplicates
-from ..project import ConfigError, ContractError, DataError, fsync_folder
+from ..project import ConfigError, ContractError, DataError, aligned, file_atomic
 
 # %% ../../nbs/data/15_guard.ipynb #abbc0245
 @dataclass(frozen=True)
@@ -71,9 +70,7 @@ def _head(report: Report) -> str:
             f"quarantine {len(report.quarantined)}, warn {len(report.warned)}")
 
 def _text(report: Report) -> str:
-    cells = _cells(report)
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    return "\n".join([_head(report), *("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)])
+    return "\n".join(filter(None, [_head(report), aligned(_cells(report))]))
 
 def _html(report: Report) -> str:
     row = lambda cells: "<tr>" + "".join(f"<td style='text-align:left'>{escape(cell)}</td>" for cell in cells) + "</tr>"
@@ -179,11 +176,6 @@ def _add_times(self, times: pl.Series) -> None:
 
 _Tally._add_times = _add_times
 
-def _batches(frame, columns: list[str]):
-    "The batches of these columns, in order."
-    if isinstance(frame, pl.DataFrame): return frame.select(columns).iter_slices(BATCH)
-    return frame.select(columns).collect_batches(chunk_size=BATCH, maintain_order=True)
-
 def _tally(contract: Contract, frame, schema, rules: list[_Rule], unfit: set[str]) -> _Tally:
     "Everything that is counted in rows."
     known = [c for c in contract.columns.values() if c.name in schema and c.name not in unfit]
@@ -191,7 +183,7 @@ def _tally(contract: Contract, frame, schema, rules: list[_Rule], unfit: set[str
     wants_time = (contract.table.volume or contract.table.freshness) and contract.time in schema and contract.time not in unfit
     tally = _Tally(rules, absent, pl.col(contract.time).cast(pl.Datetime("us"), strict=False) if wants_time else None)
     columns = [c.name for c in known] or schema.names()[:1]
-    for batch in _batches(frame, columns) if columns else (): tally.add(batch)
+    for batch in parts_of(frame, columns, BATCH, ordered=True) if columns else (): tally.add(batch)
     return tally
 
 # %% ../../nbs/data/15_guard.ipynb #4a84459d
@@ -245,7 +237,7 @@ def _freshness(contract: Contract, newest: int | None, now: datetime | None):
         yield Violation("", "freshness", text, t.at("freshness"))
 
 def _unique(contract: Contract, frame, schema, rows: int):
-    "The violation of the key. Keys are compared in parts of about two million rows, so that memory does not grow."
+    "The violation of the key."
     t = contract.table
     if not t.unique or not set(contract.key) <= set(schema): return
     if repeated := count_duplicates(frame.lazy(), contract.key):
@@ -319,19 +311,8 @@ class Guarded:
     report: Report
 
 def _write(rows: pl.LazyFrame, path: Path) -> None:
-    "Write rows as Parquet in one step: temporary file in the same folder, fsync, rename, fsync of the folder."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        rows.sink_parquet(temporary)
-        os.fchmod(fd, 0o644)
-        os.fsync(fd)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    finally: os.close(fd)
-    fsync_folder(path.parent)
+    "Write rows as Parquet in one step."
+    with file_atomic(path) as temporary: rows.sink_parquet(temporary)
 
 def _hint(contract: Contract, report: Report, names, path: Path) -> str:
     "What to do about a refused table."

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from .count import Counted, count_columns, count_in_engine
-from ..project import DataError, to_json, write_atomic
+from .count import Counted, count_columns, count_in_engine, time_unit
+from ..project import DataError, aligned, to_json, write_atomic
 
 # %% ../../nbs/data/11_profile.ipynb #349caca1
 KINDS = ("integer", "number", "string", "boolean", "time")
@@ -178,7 +178,7 @@ class Profile:
             raise DataError(f"column {absent[0]!r} of the key is not in the table", "key", "it has: " + ", ".join(kinds))
         if len(set(key)) < len(key): raise DataError("names a column twice", "key", ", ".join(key))
         if isinstance(table, nw.DataFrame): frame = table.to_polars()
-        return (_of_polars if isinstance(frame, pl.DataFrame | pl.LazyFrame) else _of_engine)(cls, frame, kinds, tuple(key), progress)
+        return (_of_polars if isinstance(frame, pl.DataFrame | pl.LazyFrame) else _of_engine)(cls, frame, kinds, key, progress)
 
     def __getitem__(self, column: str) -> ColumnProfile: return self.columns[column]
 
@@ -189,7 +189,6 @@ def _column(kind: str, counted, unit: str) -> ColumnProfile:
     return _time(*counted, unit) if kind == "time" else _number(kind, counted)
 
 def _of_polars(cls, frame, kinds: dict, key: tuple, progress) -> Profile:
-    from mlproj.data.count import time_unit
     schema = frame.collect_schema()
     columns = {name: _column(kinds[name], counted, time_unit(schema[name]) if kinds[name] == "time" else "")
                for name, counted in count_columns(frame, kinds, progress).items()}
@@ -300,9 +299,7 @@ def profile_html(profile: Profile) -> str:
 
 def profile_text(profile: Profile) -> str:
     "A profile as aligned lines, with the shape of each column in ten characters."
-    lines = [HEADS] + [[*(cells := _cells(n, c))[:7], _spark(_heights(c)), *cells[7:]] for n, c in profile.columns.items()]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADS) - 1)]
-    aligned = ["  ".join([*(cell.ljust(w) for cell, w in zip(line, widths)), line[-1]]).rstrip() for line in lines]
-    return "\n".join([f"{profile.rows:,} rows{_key_said(profile)}", *aligned])
+    lines = [[*(cells := _cells(n, c))[:7], _spark(_heights(c)), *cells[7:]] for n, c in profile.columns.items()]
+    return f"{profile.rows:,} rows{_key_said(profile)}\n{aligned([HEADS, *lines])}"
 
 Profile._repr_html_, Profile.__str__, Profile.__repr__ = profile_html, profile_text, profile_text

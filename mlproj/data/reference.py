@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from .count import BATCH, TOGETHER, WINDOW, columnar, held, offset, parts_of, value_counts
+from .count import BATCH, TOGETHER, WINDOW, columnar, held, occurrences, offset, parts_of, value_counts
 from ..project import DataError, sha256
 
 # %% ../../nbs/data/17_reference.ipynb #2f8fcc63
@@ -78,10 +78,8 @@ def _count_numbers(bins: Bins, series: pl.Series, counts: np.ndarray, sums: np.n
     counts[-1] += missing
     if bins.edges is None: counts[0] += len(x)
     if not len(x) or bins.edges is None: return
-    low = int(x.min()) if x.dtype.kind == "i" else None
-    if low is not None and (high := int(x.max())) - low < WINDOW:
-        low = 0 if 0 <= low <= high < WINDOW else low  # from zero without a shifted copy
-        each = np.bincount(x - low if low else x)
+    if x.dtype.kind == "i" and (high := int(x.max())) - (low := int(x.min())) < WINDOW:
+        each = occurrences(x, low, high)
         seen = np.flatnonzero(each)
         each, x = each[seen], seen + low
     elif bins.single:

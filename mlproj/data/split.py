@@ -7,7 +7,6 @@ __all__ = ['PARTS', 'instant', 'duration', 'Split', 'cut', 'purged', 'GroupSplit
            'check_key', 'time_split']
 
 # %% ../../nbs/data/13_split.ipynb #09e03fd2
-import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from hashlib import blake2b
@@ -15,6 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import polars as pl
 
+from .contract import length_of_time
 from ..project import ConfigError, DataError
 
 # %% ../../nbs/data/13_split.ipynb #d23814bf
@@ -32,9 +32,9 @@ def instant(day, zone: str) -> datetime:
 # %% ../../nbs/data/13_split.ipynb #01640dfd
 def duration(text) -> timedelta:
     "A length of time in whole hours or days, written 12h or 2d. Raises `ConfigError` for anything else."
-    found = re.fullmatch(r"(\d{1,6})([hd])", str(text))
-    if not found: raise ConfigError(f"{text!r} is no length of time", "split.purge", "write whole hours or days: 12h, 2d, 0d")
-    return timedelta(**{dict(h="hours", d="days")[found[2]]: int(found[1])})
+    found = length_of_time(text, "hd")
+    if found is None: raise ConfigError(f"{text!r} is no length of time", "split.purge", "write whole hours or days: 12h, 2d, 0d")
+    return found
 
 # %% ../../nbs/data/13_split.ipynb #90aa1de2
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ..project import ConfigError, DataError, GateError, write_json
+from ..project import ConfigError, DataError, GateError, aligned, write_json
 
 # %% ../../nbs/train/24_evaluate.ipynb #9533d7aa
 METRICS = ("average_precision", "roc_auc", "brier")
@@ -146,9 +146,7 @@ def scorecard_html(card: Scorecard) -> str:
 
 def scorecard_text(card: Scorecard) -> str:
     "The metrics as an aligned text table, the head in its first line."
-    rows = [HEAD, *scorecard_rows(card)]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return aligned([HEAD, *scorecard_rows(card)])
 
 Scorecard._repr_html_, Scorecard.__repr__ = scorecard_html, scorecard_text
 
