@@ -25,7 +25,7 @@ run: .venv/.stamp
 	@$(BIN)/mlproj run $(ARGS)
 
 test: .venv/.stamp
-	@$(BIN)/python -m pytest -q tests nbs $(ARGS)
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile tests nbs $(ARGS)
 
 sync: .venv/.stamp
 	@$(BIN)/mlproj sync $(ARGS)

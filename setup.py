@@ -10,7 +10,7 @@ config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
 extras = {name: cfg[f"{key}_requirements"].split()
-          for name, key in [("train", "train"), ("notebooks", "notebook"), ("dev", "dev")]}
+          for name, key in [("train", "train"), ("trees", "trees"), ("sign", "sign"), ("examples", "examples"), ("notebooks", "notebook"), ("dev", "dev")]}
 extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
 
 # conf/ stands at the top level for people, and inside the package as mlproj.conf for Hydra's search path.

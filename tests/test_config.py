@@ -4,32 +4,35 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlproj.pipeline import call, compose, target
+from mlproj.config import call, compose, target
 from mlproj.project import ConfigError
 
 CONF = Path(__file__).resolve().parents[1]/"conf"
-OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name != "contracts"]
+OPTIONS = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml")) if path.parent.name not in ("contracts", "encoders")]
+NEEDED = {"split=group": ["split.group=tailnum"], "data=table": ["data.name=flights", "data.source={_target_: mlproj.examples.flights.dataset}", "data.label=late", "data.time=departure"]}
 
 
 @pytest.fixture(scope="module")
-def features():
+def given():
+    "The features and the task of a small table: what a model is made with."
     from mlproj.data.contract import infer_contract
     from mlproj.data.profile import Profile
+    from mlproj.data.task import fit_task
     from mlproj.train.features import fit_features
     import polars as pl
-    profile = Profile.of(pl.DataFrame(dict(hour=[5, 6, 7], origin=["JFK", "LGA", None])))
-    return fit_features(profile, infer_contract(profile, "flights", ["hour", "origin"]))
+    profile = Profile.of(pl.DataFrame(dict(hour=[5, 6, 7], origin=["JFK", "LGA", None], late=[True, False, True])))
+    return dict(features=fit_features(profile, infer_contract(profile, "flights", ["hour", "origin"])), task=fit_task(profile, "late"))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_composes_and_what_it_names_can_be_made(option, features):
-    config = compose([option, *["split.group=tailnum"]*(option == "split=group")])
+def test_every_option_composes_and_what_it_names_can_be_made(option, given):
+    config = compose([option, *NEEDED.get(option, [])])
     from mlproj.train.evaluate import Gate
     from mlproj.pipeline import make_split
     assert Gate.of(config.gate.criteria).criteria
     assert make_split(config)
     assert callable(target(config.data.source, "data.source"))
-    for section in ("baseline", "model"): assert hasattr(call(getattr(config, section), section, features=features), "predict")
+    for section in ("baseline", "model"): assert hasattr(call(getattr(config, section), section, **given), "predict")
 
 
 def test_the_default_is_the_flights_with_slices_and_a_gate_over_the_baseline():

@@ -1,10 +1,16 @@
-"Data that cannot be trusted, through the whole path: set aside, refused, or found out by the audit. And the commands that look at data."
+"Data that cannot be trusted, through the whole path: set aside, refused, or found out by the audit. The commands that look at data. And columns of texts and vectors."
 import json
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import polars as pl
 import pytest
 
 from conftest import ROOT
+from mlproj.data import count
+from mlproj.data.profile import Profile, load_profile, save_profile
+from mlproj.data.snapshot import normalise, table_digest, take_snapshot
 
 USERDATA = """
 from dataclasses import replace
@@ -36,7 +42,7 @@ def with_the_delay(folder, fraction):
 def data(mlproj):
     "A small run of the baseline on one of the tables above."
     (mlproj.folder/"userdata.py").write_text(USERDATA)
-    def run(table: str, *overrides): return mlproj(*mlproj.small("model=logistic", f"data.source._target_=userdata.{table}", *overrides))
+    def run(table: str, *overrides): return mlproj(*mlproj.small("model=linear", f"data.source._target_=userdata.{table}", *overrides))
     run.shell = mlproj
     return run
 
@@ -196,3 +202,90 @@ def test_a_file_that_is_damaged_half_way_is_one_line(mlproj, tmp_path):
             done = mlproj(*command, str(file))
             assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("mlproj: "), done.stderr
             assert "Traceback" not in done.stderr and (command != ["profile"] or f"{file}: cannot be read (" in done.stderr), done.stderr
+
+
+# Texts, vectors and times
+
+def some_texts(n: int, seed=0) -> list:
+    rng = np.random.default_rng(seed)
+    words = np.array([f"{'Wé'[i % 2]}{i}" for i in range(4000)], object)[rng.zipf(1.4, (n, 4)).clip(1, 4000) - 1]
+    return [None if i % 50 == 0 else "\t ".join(row) if i % 7 == 0 else " ".join(row) for i, row in enumerate(words)]
+
+
+def by_hand(texts) -> Counter: return Counter(word for text in texts if text is not None for word in set(text.lower().split()))
+
+
+@pytest.mark.parametrize("kept", [2**17, 2**8])  # all texts, or nearly none of them
+def test_words_are_counted_by_rows_however_many_texts_are_kept(monkeypatch, tmp_path, kept):
+    monkeypatch.setattr(count, "STRINGS", kept)
+    monkeypatch.setattr(count, "BATCH", 1000)
+    table = pl.DataFrame(dict(text=some_texts(20_000)))
+    table.write_parquet(tmp_path/"t.parquet")
+    told, hand = Profile.of(pl.scan_parquet(tmp_path/"t.parquet"))["text"], by_hand(table["text"])
+    assert len(hand) > count.WORDS == len(told.words) and told.words_lacking == 0
+    assert all(hand[word] == rows for word, rows in told.words.items())
+    assert sorted(told.words.values(), reverse=True) == list(told.words.values()) == sorted(hand.values(), reverse=True)[:count.WORDS]
+    assert Profile.of(table)["text"].words == told.words  # in other batches
+
+
+def test_a_bounded_memory_of_words_says_how_much_it_may_lack(monkeypatch):
+    for name, size in dict(STRINGS=2**8, BATCH=1000, WORDS_COUNTED=1000, WORDS=200).items(): monkeypatch.setattr(count, name, size)
+    texts = some_texts(20_000)
+    told, hand = Profile.of(pl.DataFrame(dict(text=texts)))["text"], by_hand(texts)
+    assert told.words_lacking > 0 and len(told.words) == 200
+    assert all(hand[word] - told.words_lacking <= rows <= hand[word] for word, rows in told.words.items())
+
+
+def test_an_engine_counts_the_words_of_the_values_it_kept_and_says_what_they_lack(monkeypatch):
+    duckdb = pytest.importorskip("duckdb")
+    monkeypatch.setattr(count, "STRINGS", 2**10)
+    texts = some_texts(5000) + ["Always the same"]*500
+    told, hand = Profile.of(duckdb.from_arrow(pl.DataFrame(dict(text=texts)).to_arrow()))["text"], by_hand(texts)
+    assert told.words["always"] >= 500 and told.words_lacking == len(texts) - 100 - sum(told.counts.values())
+    assert all(hand[word] - told.words_lacking <= rows <= hand[word] for word, rows in told.words.items())
+
+
+def test_codes_have_no_words():
+    table = pl.DataFrame(dict(code=["UA 1", "AA2", " DL3 ", None], empty=["", "", None, " "], name=["New York", "JFK", "Los Angeles", "LGA"]))
+    assert {name: list(c.words) for name, c in Profile.of(table).columns.items()} == dict(code=[], empty=[], name=["angeles", "jfk", "lga", "los", "new", "york"])
+
+
+def vectors_and_times(n: int) -> pl.DataFrame:
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(3, 2, (n, 5)).astype(np.float32)
+    vectors[rng.random((n, 5)) < 0.001] = np.inf
+    frame = pl.DataFrame(dict(v=vectors, at=[datetime(1969, 6, 1, tzinfo=UTC) + timedelta(seconds=int(s)) for s in rng.integers(0, 40_000_000, n)]))
+    return frame.with_columns(v=pl.when(pl.int_range(n) % 11 != 0).then("v"), at=pl.when(pl.int_range(n) % 13 != 0).then("at"))
+
+
+def test_vectors_and_times_have_the_figures_of_numpy_in_any_batches(monkeypatch):
+    table = vectors_and_times(100_000)
+    monkeypatch.setattr(count, "VECTORS", 777)
+    monkeypatch.setattr(count, "BATCH", 5_000)
+    for frame in (table, table.lazy(), table.with_columns(pl.col("v").arr.to_list()), table.lazy().filter(pl.lit(True)).map_batches(lambda f: f)):
+        told = Profile.of(frame)
+        x = table["v"].drop_nulls().explode().to_numpy().astype(float)
+        finite, v = x[np.isfinite(x)], told["v"]
+        assert (v.kind, v.length, v.rows, v.missing, v.infinite, v.nan) == ("vector", 5, 100_000, table["v"].null_count(), np.isinf(x).sum(), 0)
+        assert (v.min, v.max) == (finite.min(), finite.max()) and np.allclose([v.mean, v.std], [finite.mean(), finite.std()], rtol=1e-9)
+        seconds, at = table["at"].drop_nulls().dt.epoch("us").to_numpy()/1e6, told["at"]
+        assert np.abs(np.quantile(seconds, np.arange(33)/32, method="inverted_cdf") - at.quantiles).max() <= at.quantile_error < 40_000_000/2000
+        assert abs(at.mean - seconds.mean()) <= at.quantile_error and abs(at.std/seconds.std() - 1) < 1e-3
+
+
+def test_a_snapshot_gives_vectors_back_as_they_were(tmp_path):
+    table = vectors_and_times(3000).with_columns(n=pl.Series([[i] * (i % 4) if i % 5 else None for i in range(3000)], dtype=pl.List(pl.UInt16)))
+    snapshot = take_snapshot(table, tmp_path/"t")
+    assert snapshot.verify().equals(normalise(table)) and take_snapshot(table, tmp_path/"t").version == 0
+    assert snapshot.verify()["v"].to_list() == table["v"].to_list() and snapshot.verify()["n"].to_list() == table["n"].to_list()
+    moved = normalise(table).with_columns(n=pl.col("n").shift(1))
+    assert table_digest(moved) != snapshot.digest and take_snapshot(moved, tmp_path/"t").version == 1
+
+
+def test_a_profile_that_an_earlier_version_wrote_is_still_read(tmp_path):
+    profile = Profile.of(pl.DataFrame(dict(x=[1, 2, 2], s=["a b", "c d", None])))
+    saved = json.loads(save_profile(profile, tmp_path/"p.json").read_text())
+    for column in saved["columns"]:
+        for figure in ("words", "words_lacking", "length"): del column[figure]
+    (tmp_path/"p.json").write_text(json.dumps(saved))
+    assert load_profile(tmp_path/"p.json")["x"] == profile["x"] and load_profile(tmp_path/"p.json")["s"].words == {}

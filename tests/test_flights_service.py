@@ -24,6 +24,7 @@ def test_http_answers_equal_pytorch_on_the_golden_rows(served, bundle, trained):
     assert bundle.facts["parity"]["rows"] == 1000 and bundle.facts["parity"]["model"] <= 1e-5
     answers = [served.predict(row).json() for row in bundle.golden.select(bundle.contract.features).to_dicts()]
     assert all("probability" in a for a in answers), next(a for a in answers if "probability" not in a)
+    assert all(a["prediction"] == (np.float32(a["probability"]) >= np.float32(bundle.task.threshold)) for a in answers)
     worst = np.abs(np.array([a["probability"] for a in answers]) - bundle.golden["prediction"].to_numpy()).max()
     assert worst <= 1e-5
     assert sum(bool(a["warnings"]) for a in answers) > 300  # extreme and unseen values are accepted, and said

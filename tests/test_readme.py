@@ -45,6 +45,6 @@ def test_a_command_of_the_readme_runs(trained, command):
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("mlproj run")])
 def test_the_overrides_of_a_run_in_the_readme_compose(command):
-    from mlproj.pipeline import compose
+    from mlproj.config import compose
     overrides = [a for a in command.split()[2:] if a != "-m"]
     for chosen in itertools.product(*[[f"{a.partition('=')[0]}={v}" for v in a.partition("=")[2].split(",")] for a in overrides]): assert compose(chosen)

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from bundles import environment, small_bundle
+from bundles import environment, key_pair, small_bundle
 
 from mlproj.project import RegistryError
+from mlproj.serve.bundle import sign_bundle
 from mlproj.serve.registry import Registry
 
 
@@ -86,7 +87,7 @@ def test_a_damaged_champion_says_so_and_can_be_rolled_back(tmp_path):
     good, bad = (registry.add(small_bundle(tmp_path/f"b{i}", run=f"run-{i}", bias=i)) for i in range(2))
     registry.promote(good); registry.promote(bad)
     (registry.models/bad.replace(":", "/")/"bundle/profile.json").write_text("{}")
-    with pytest.raises(RegistryError, match=r"profile\.json: .* is damaged.*`mlproj rollback flights`") as error: registry.resolve()
+    with pytest.raises(RegistryError, match=r"profile\.json: .* cannot be used: .*`mlproj rollback flights`") as error: registry.resolve()
     assert "\n" not in str(error.value)
     assert registry.rollback("flights", reason="damaged").tag == good and registry.resolve().tag == good
 
@@ -98,3 +99,22 @@ def test_a_bundle_that_was_swapped_for_another_is_damaged(tmp_path):
     folder.rename(tmp_path/"away")
     small_bundle(folder, bias=2.0)
     with pytest.raises(RegistryError, match="another one"): registry.resolve(tag)
+
+
+def test_signatures_are_asked_for_once_a_key_is_configured(tmp_path, monkeypatch):
+    registry, (private, public) = Registry(tmp_path/"home"), key_pair(tmp_path)
+    monkeypatch.setenv("MLPROJ_SIGNING_KEY", str(private))
+    signed = registry.add(small_bundle(tmp_path/"signed"))
+    monkeypatch.delenv("MLPROJ_SIGNING_KEY")
+    registry.promote(signed)
+    unsigned = registry.add(small_bundle(tmp_path/"unsigned", run="run-2"))
+    registry.promote(unsigned)  # no key is configured yet
+    monkeypatch.setenv("MLPROJ_VERIFY_KEY", str(public))
+    with pytest.raises(RegistryError, match=f"{unsigned} cannot be used: is not signed, and MLPROJ_VERIFY_KEY asks for it.*`mlproj rollback flights`"): registry.resolve()
+    with pytest.raises(RegistryError, match="is not signed"): registry.add(small_bundle(tmp_path/"more", run="run-3"))
+    with pytest.raises(RegistryError, match="is not signed"): registry.promote(unsigned, alias="shadow")
+    assert registry.rollback("flights", reason="not signed").tag == signed and registry.resolve().tag == signed
+    sign_bundle(registry.versions("flights")[-1].path, private)  # the version keeps its name
+    assert registry.promote(unsigned).tag == registry.resolve().tag == unsigned
+    sign_bundle(registry.resolve().path, key_pair(tmp_path, "stranger")[0])
+    with pytest.raises(RegistryError, match="was not made with the key that belongs to"): registry.resolve()

@@ -8,17 +8,25 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import datetime
 from importlib.metadata import requires
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import yaml
-from bundles import ROOT, Server, environment, free_port, refused, small_bundle, small_contract, small_rows
+from bundles import ROOT, TASKS, Server, environment, key_pair, refused, small_bundle, small_contract, small_graph, small_rows
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mlproj.serve.bundle import Bundle
+from mlproj.data.contract import Column, Contract, pack
+from mlproj.data.profile import Profile
+from mlproj.data.task import Task
+from mlproj.project import MlprojError
+from mlproj.serve.answer import Endpoint, openapi, records, served
+from mlproj.serve.bundle import Bundle, sign_bundle, write_bundle
 from mlproj.serve.registry import Registry
 
 TRAINING = "torch lightning pytorch_lightning wandb hydra onnx sklearn deltalake pandas narwhals".split()
@@ -54,12 +62,58 @@ def test_http_predicts_what_the_bundle_predicts(server, home, bundle):
     rows = bundle.golden.drop("prediction")
     answers = [server.predict(row) for row in rows.to_dicts()]
     assert {a.status_code for a in answers} == {200}
-    served = np.array([a.json()["probability"] for a in answers], np.float32)
-    np.testing.assert_array_equal(served, bundle.predict_frame(rows))
-    np.testing.assert_allclose(served, bundle.golden["prediction"], atol=1e-6)
+    found = np.array([a.json()["probability"] for a in answers], np.float32)
+    np.testing.assert_array_equal(found, bundle.predict_frame(rows))
+    np.testing.assert_allclose(found, bundle.golden["prediction"], atol=1e-6)
+    assert [a.json()["prediction"] for a in answers] == (found >= np.float32(0.4)).tolist()
     answer = answers[0].json()
     assert answer["model"] == Registry(home).resolve().tag and answer["warnings"] == []
     assert len({a.json()["request_id"] for a in answers}) == len(answers)
+
+
+def test_the_rehearsal_of_packaging_answers_as_http_does(server, bundle):
+    rows = pl.concat([bundle.golden.drop("prediction"), pl.DataFrame(dict(n0=[99, 3, 3, 3, None], n1=[-1e308, np.inf, np.nan, 1e30, 1.0], s0=["JFK", "JFK", "JFK", "SWF", "JFK"], s1=["é\0", "", None, "JFK", "SWF"]))])
+    answers = [server.post(json.dumps(row).encode()) for row in records(bundle.contract, rows)]
+    found, refused = served(bundle, rows)
+    assert refused.tolist() == [a.status_code != 200 for a in answers] == [False]*40 + [False, True, False, True, True]
+    np.testing.assert_array_equal(found[~refused], np.array([a.json()["probability"] for a in answers if a.status_code == 200], np.float32))
+    assert np.isnan(found[refused]).all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_answers_and_their_schema_follow_the_task(tmp_path, task):
+    opened = Bundle.open(small_bundle(tmp_path/"b", task=TASKS[task], int8=True))
+    rows = small_rows(opened.contract, 60, seed=5)
+    found, refused = served(opened, rows)
+    assert not refused.any()
+    np.testing.assert_array_equal(found, opened.predict_frame(rows))
+    status, body = Endpoint(opened, "m:v1").answer(json.dumps(ROW).encode(), "r1")
+    answer, schema = json.loads(body), openapi(opened.contract, opened.task, "m:v1")["components"]["schemas"]["Prediction"]
+    assert status == 200 and list(answer) == schema["required"] == [*opened.task.answer(found[0]), "model", "request_id", "warnings"]
+    for key in ("probabilities", "quantiles"): assert list(answer.get(key, ())) == schema["properties"].get(key, {}).get("required", [])
+    assert schema["properties"]["prediction"]["type"] == {bool: "boolean", str: "string", float: "number"}[type(answer["prediction"])]
+
+
+def test_columns_of_every_kind_pass_through_the_bundle_and_the_service(tmp_path):
+    kinds = dict(at="time", v="vector", yes="boolean", x="number")
+    contract = Contract("kinds", {n: Column(n, kind, nullable=True, length=2 if kind == "vector" else None) for n, kind in kinds.items()}, tuple(kinds))
+    at = pl.datetime_range(datetime(2013, 1, 1), datetime(2013, 1, 2), "1h13m", time_zone="America/New_York", eager=True)
+    rows = pl.DataFrame(dict(at=at)).with_row_index("i").with_columns(v=pl.concat_list(pl.col("i")/2, pl.lit(-1.5)), yes=pl.col("i") % 2 == 0, x=pl.col("i")*1e-3).drop("i")
+    rows = pl.concat([rows, pl.DataFrame({n: [None] for n in kinds}, schema=rows.schema)])
+    numbers, graph = pack(contract, rows)[0], small_graph(5, 0, task=TASKS["regression"])
+    expected = (np.where(np.isnan(numbers), 0, numbers - 12).astype(np.float32)*np.float32(0.1)).sum(1)*100
+    facts = dict(name="kinds", run="r", created="", task=asdict(TASKS["regression"]), metrics={}, baseline={}, lineage={}, parity={})
+    opened = Bundle.open(write_bundle(tmp_path/"b", graph, contract, Profile.of(rows.select("x")), rows.with_columns(prediction=pl.Series(expected)), facts))
+    assert opened.verify_golden() <= 1e-5*np.abs(expected).max()
+    assert pack(contract, opened.golden)[0].tobytes() == numbers.tobytes()  # through Parquet, to the last bit
+    found, refused = served(opened, opened.golden)
+    np.testing.assert_array_equal(found, opened.predict_frame(rows))
+    assert not refused.any() and found[-1] == 0
+
+
+def test_a_rehearsal_that_fails_is_no_refusal(bundle, monkeypatch):
+    monkeypatch.setattr(Task, "answer", lambda self, row: 1/0)
+    with pytest.raises(MlprojError, match="row 0: the service answers 500"): served(bundle, bundle.golden)
 
 
 def test_values_never_seen_are_warned_of_or_refused_as_the_contract_says(server):
@@ -245,18 +299,27 @@ def test_corrupt_bundle(tmp_path):
     registry.promote(registry.add(small_bundle(tmp_path/"b")))
     model = registry.resolve().path/"model.onnx"
     model.write_bytes(model.read_bytes()[:-1] + b"\0")
-    one_line(*refused(tmp_path/"home"), "model.onnx", "is damaged", "mlproj rollback flights")
+    one_line(*refused(tmp_path/"home"), "model.onnx", "cannot be used", "mlproj rollback flights")
 
 
-def test_serve_command_with_a_key_from_any_folder(home, tmp_path):
-    server = Server(home, cwd=tmp_path, MLPROJ_API_KEY="k3y")
-    server.command = [sys.executable, "-c", f"from mlproj.serve.service import serve; serve('flights', port={server.port})"]
+def test_a_model_without_the_signature_that_is_asked_for(home, tmp_path):
+    one_line(*refused(home, MLPROJ_VERIFY_KEY=str(key_pair(tmp_path)[1])), "is not signed, and MLPROJ_VERIFY_KEY asks for it", "mlproj rollback flights")
+
+
+def test_serve_command_with_keys_from_any_folder(tmp_path):
+    registry, (private, public) = Registry(tmp_path/"home"), key_pair(tmp_path)
+    sign_bundle(small_bundle(tmp_path/"b", name="diamonds", task=TASKS["multiclass"]), private)
+    registry.promote(registry.add(tmp_path/"b"))
+    server = Server(tmp_path/"home", cwd=tmp_path, MLPROJ_API_KEY="k3y", MLPROJ_VERIFY_KEY=str(public))
+    server.command = [sys.executable, "-c", f"from mlproj.serve.service import serve; serve('diamonds', port={server.port})"]
     with server:
         wrong = [server.predict(ROW, headers=headers).status_code for headers in ({}, dict(authorization="Bearer k3"), dict(authorization="k3y"), dict(authorization="Basic k3y"))]
         assert wrong == [401]*4
-        assert server.predict(ROW, headers=dict(authorization="Bearer k3y")).status_code == 200
+        answer = server.predict(ROW, headers=dict(authorization="Bearer k3y"))
+        assert answer.status_code == 200 and sum(answer.json()["probabilities"].values()) == pytest.approx(1)
         assert server.client.get("/readyz").status_code == 200  # probes need no key
-        assert "securitySchemes" in server.client.get("/docs.json").json()["components"]
+        components = server.client.get("/docs.json").json()["components"]
+        assert "securitySchemes" in components and components["schemas"]["Prediction"]["properties"]["prediction"]["enum"] == ["Fair", "Good", "Ideal"]
         workers = server.workers()
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0
@@ -291,7 +354,7 @@ def test_a_built_bento_serves_the_champion_of_its_build(tmp_path):
 def test_the_bento_is_pinned_to_the_constraints():
     pins = {canonicalize_name(line.split("==")[0]): line.strip() for line in (ROOT/"constraints.txt").read_text().splitlines() if "==" in line}
     listed = yaml.safe_load((ROOT/"bentofile.yaml").read_text())["python"]["packages"]
-    needed, todo = set(), [(name, ()) for name in "bentoml httptools msgspec numpy onnxruntime polars PyYAML uvloop".split()]
+    needed, todo = set(), [(name, ()) for name in "bentoml cryptography httptools msgspec numpy onnxruntime polars PyYAML uvloop".split()]
     while todo:
         name, extras = todo.pop()
         if (canonicalize_name(name), extras) in needed: continue

@@ -7,8 +7,8 @@ __all__ = ['SEVERITIES', 'DTYPES', 'COLUMN_RULES', 'ALLOWED', 'LONGEST', 'TABLE_
            'MOSTLY_EMPTY', 'HEADER', 'EXACT', 'Column', 'in_polars', 'RowRule', 'Judge', 'parse_rule', 'JoinRule',
            'TableRules', 'length_of_time', 'span_of', 'Contract', 'pattern_of', 'FullDays', 'full_days',
            'infer_contract', 'contract_yaml', 'contract_from_yaml', 'save_contract', 'load_contract', 'kind_in_polars',
-           'fits', 'Change', 'diff_contracts', 'relax', 'pack', 'RequestReader', 'MalformedError', 'json_schema',
-           'example_row']
+           'fits', 'misfit', 'Change', 'diff_contracts', 'relax', 'pack', 'RequestReader', 'MalformedError',
+           'json_schema', 'example_row']
 
 # %% ../../nbs/data/12_contract.ipynb #f7c4a759
 import ast
@@ -17,7 +17,7 @@ import operator
 import re
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import reduce
 from operator import attrgetter
 from pathlib import Path
@@ -28,7 +28,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from ..project import ConfigError, ContractError, write_atomic
+from ..project import ConfigError, ContractError, DataError, write_atomic
 
 # %% ../../nbs/data/12_contract.ipynb #54170e6c
 SEVERITIES = ("warn", "quarantine", "refuse")  # from mild to hard
@@ -57,18 +57,21 @@ def _judged(value, rules, whole, where: str) -> None:
 _MOVED = dict(outside="now severity: {min: refuse, max: refuse, values: refuse}, only what differs from warn")
 
 # %% ../../nbs/data/12_contract.ipynb #4e32146e
-DTYPES = dict(integer=int, number=float, string=str, boolean=bool)  # kinds a request can carry, and their Python types
-COLUMN_RULES = dict(nullable="quarantine", infinite="quarantine", min="warn", max="warn", values="warn", pattern="warn",
-                    missing="warn")
+# kinds, and what a request's values are in Python
+DTYPES = dict(integer=int, number=float, string=str, boolean=bool, time=datetime, vector=list[float])
+COLUMN_RULES = dict(nullable="quarantine", infinite="quarantine", length="quarantine", min="warn", max="warn", values="warn",
+                    pattern="warn", missing="warn")
 
 @dataclass(frozen=True)
 class Column:
-    """What one column may be. `pattern`: a regular expression for whole strings; `missing`: the largest share that may be.
-    `severity` by rule, where it differs from `COLUMN_RULES`; `why` by rule: the reason for it."""
+    """What one column may be. `length`: how many numbers a vector has (`example` is one of them); `pattern`: a regular
+    expression for whole strings; `missing`: the largest share that may be. `severity` by rule, where it differs from
+    `COLUMN_RULES`; `why` by rule: the reason for it."""
     name: str
     kind: str
     unit: str = ""
     description: str = ""
+    length: int | None = None
     example: int | float | str | bool | None = None
     nullable: bool = False
     min: int | float | None = None
@@ -87,8 +90,8 @@ class Column:
 # %% ../../nbs/data/12_contract.ipynb #b3686d44
 def _check_column(c: Column, where: str) -> None:
     "Raise `ConfigError` for rules that contradict each other or the kind."
-    if c.kind not in (*DTYPES, "time"):
-        raise ConfigError(f"kind {c.kind!r} is unknown", where, "one of " + ", ".join((*DTYPES, "time")))
+    if c.kind not in DTYPES: raise ConfigError(f"kind {c.kind!r} is unknown", where, "one of " + ", ".join(DTYPES))
+    if c.kind != "vector" and c.length is not None: raise ConfigError(f"length is for vectors, and this is {c.kind}", where)
     if c.values is not None and c.kind != "string":
         raise ConfigError(f"values are for strings, and this is {c.kind}", where, "use min and max")
     if c.pattern is not None and c.kind != "string":
@@ -101,7 +104,16 @@ def _check_column(c: Column, where: str) -> None:
     _check_name(c.name, where)
     if c.pattern is not None: _check_pattern(c.pattern, where)
     _judged(c, COLUMN_RULES, ("missing",), where)
+    if c.kind == "vector": _check_length(c, where)
 
+def _check_length(c: Column, where: str) -> None:
+    "Refuse a vector without a length, and one whose length is no rule."
+    if c.length is None or c.length < 1:
+        raise ConfigError("a vector needs its length", where, "say length: how many numbers it has")
+    if c.at("length") == "warn":
+        raise ConfigError("length cannot only warn, since the graph takes no other", where, "quarantine or refuse")
+
+# %% ../../nbs/data/12_contract.ipynb #5e8b5c80
 def _check_name(name: str, where: str) -> None:
     "Refuse names that YAML, messages or Polars (which expands `*` and `^…$`) would take for something else."
     wrong = "neither quotes nor backslashes" if set('"\\') & set(name) else ""
@@ -189,6 +201,7 @@ def _name(self, node) -> _Part:
     if node.id not in self.kinds:
         raise self.wrong(f"{node.id} is not a column", node, _nearest(node.id, self.kinds))
     kind = self.kinds[node.id]
+    if kind == "vector": raise self.wrong(f"{node.id} is a vector, which has no order", node, "a rule may have: " + ALLOWED)
     self.columns[node.id] = kind = "number" if kind == "integer" else kind
     return _Part(kind, lambda get, name=node.id: get(name))
 
@@ -396,8 +409,18 @@ class Contract:
     def __post_init__(self): _check_contract(self, f"contract {self.name!r}")
     @property
     def numbers(self) -> tuple[str, ...]:
-        "Features that enter the graph's tensor `numbers`, in order: integers, numbers and booleans."
+        "Features that enter the graph's tensor `numbers`, in order: all but strings."
         return tuple(n for n in self.features if self.columns[n].kind != "string")
+    @property
+    def number_slices(self) -> dict[str, slice]:
+        "The columns of `numbers` that a feature takes: a vector as many as it has numbers, any other one."
+        widths = [self.columns[n].length or 1 for n in self.numbers]
+        ends = np.cumsum(widths, dtype=int).tolist()
+        return {n: slice(end - width, end) for n, width, end in zip(self.numbers, widths, ends)}
+    @property
+    def number_width(self) -> int:
+        "Columns of the graph's tensor `numbers`."
+        return sum(self.columns[n].length or 1 for n in self.numbers)
     @property
     def strings(self) -> tuple[str, ...]:
         "Features that enter the graph's tensor `strings`, in order."
@@ -414,10 +437,6 @@ def _check_contract(contract: Contract, where: str) -> None:
     for name in (*contract.features, *contract.key, *filter(None, (contract.time, contract.label))):
         if name not in contract.columns:
             raise ConfigError(f"column {name!r} is not among the columns", where, "it has: " + ", ".join(contract.columns))
-    for name in contract.features:
-        if contract.columns[name].kind == "time":
-            hint = "derive hour or weekday from it in the dataset function"
-            raise ConfigError("a time cannot be a feature", f"{where}, column {name!r}", hint)
     said = [row.rule.strip() for row in contract.rows]
     for row in contract.rows:
         place = f"{where}, rule {row.rule!r}"
@@ -452,7 +471,7 @@ def _infer_column(name: str, p, unit: str, description: str) -> Column:
     rules, why = {}, dict(nullable=f"{share:.2%} of {rows}" if p.missing else f"never missing in {rows}")
     if p.missing and share < 0.495:
         rules["missing"], why["missing"] = round(2*share + 0.01, 4), "twice what was seen and one percentage point"
-    if p.infinite: rules["severity"], why["infinite"] = dict(infinite="warn"), f"{p.infinite:,} of {rows}"
+    if p.infinite: rules["severity"], why["infinite"] = dict(infinite="warn"), _infinite_said(p)
     if p.kind in ("integer", "number") and p.min is not None:
         as_kind = int if p.kind == "integer" else float
         rules |= dict(min=as_kind(p.min), max=as_kind(p.max), example=as_kind(p.median))
@@ -462,7 +481,24 @@ def _infer_column(name: str, p, unit: str, description: str) -> Column:
         if p.distinct <= VOCABULARY: rules["values"], why["values"] = tuple(sorted(p.counts)), f"the {p.distinct} seen"
         elif pattern := _pattern(p): rules["pattern"], why["pattern"] = pattern, "the shapes seen: " + " ".join(p.shapes)
     if p.kind == "boolean" and p.distinct: rules["example"] = bool(p.median)
+    if p.kind == "time" and p.quantiles: rules["example"] = _instant(p.median)
+    if p.kind == "vector": rules, why["length"] = rules | _vector_rules(name, p), f"that of all in {rows}"
     return Column(name, p.kind, unit, description, nullable=p.missing > 0, why=why, **rules)
+
+# %% ../../nbs/data/12_contract.ipynb #4c8bc6ce
+def _infinite_said(p) -> str:
+    return f"{p.infinite:,} {'numbers in' if p.length else 'of'} {p.rows:,} rows"
+
+def _instant(seconds: float) -> str:
+    "Seconds since 1970 as RFC 3339 in UTC, in whole seconds; beyond the years 1 to 9999, which it does not know, their ends."
+    ends = (np.datetime64(day, "s") for day in ("0001-01-01", "9999-12-31"))
+    return f"{np.clip(np.datetime64(int(seconds), 's'), *ends)}Z"
+
+def _vector_rules(name: str, p) -> dict:
+    "The length of the vectors seen, and the mean of their numbers as example."
+    if not p.length:
+        raise DataError("has no vectors, so nobody knows their length", f"column {name!r}", "drop it in the dataset function")
+    return dict(length=p.length, example=None if p.mean is None else float(f"{p.mean:.4g}"))
 
 # %% ../../nbs/data/12_contract.ipynb #210e5622
 @dataclass(frozen=True)
@@ -524,10 +560,10 @@ def infer_contract(profile, name: str, features, key=(), time="", label="", unit
 # %% ../../nbs/data/12_contract.ipynb #2deb2e5a
 HEADER = """\
 # The contract of {name}: what a table and its columns may be. Inferred once, then yours: edit it and review it like code.
-#   kind      integer, number, string, boolean or time
+#   kind      integer, number, string, boolean, time or vector (of `length` numbers)
 #   nullable  may a value be missing?   missing: the largest share that may
 #   min, max, values, pattern           what was seen in training; a pattern is a regular expression for the whole text
-#   severity  of a rule, where it differs from: nullable, infinite: quarantine; min, max, values, pattern, missing: warn
+#   severity  of a rule, where it differs from: nullable, infinite, length: quarantine; min, max, values, pattern, missing: warn
 #             warn: accepted and counted; quarantine: the row is set aside, the rest goes on; refuse: the table is refused
 #   why       the reason for a rule
 # rows: comparisons that each row must keep, such as {{rule: "arrival > departure", severity: quarantine, why: …}}
@@ -636,12 +672,23 @@ def kind_in_polars(dtype) -> str:
     "The contract's kind of a Polars dtype; its name, where there is none."
     if dtype.is_integer(): return "integer"
     if dtype.is_float() or dtype.is_decimal(): return "number"
+    if isinstance(dtype, pl.List | pl.Array) and dtype.inner.is_numeric(): return "vector"
     return {pl.Boolean: "boolean", pl.String: "string", pl.Categorical: "string", pl.Enum: "string",
             pl.Date: "time", pl.Datetime: "time"}.get(dtype.base_type(), str(dtype))
 
 def fits(kind: str, declared: str) -> bool:
     "May a column of this kind stand where the contract declares that one? Integers are numbers too."
     return kind == declared or (kind, declared) == ("integer", "number")
+
+def misfit(contract: Contract, name: str, dtype) -> str:
+    "What is wrong with the Polars dtype of a column, None if it is absent; `''` if nothing is."
+    if dtype is None: return "is missing from the table"
+    c, kind = contract.columns[name], kind_in_polars(dtype)
+    if not fits(kind, c.kind): return f"is {kind}, and should be {c.kind}"
+    if isinstance(dtype, pl.Array) and dtype.size != c.length:
+        return f"has vectors of {dtype.size} numbers, and should have {c.length}"
+    naive = isinstance(dtype, pl.Datetime) and dtype.time_zone is None and name in contract.features
+    return "is a time without a zone, so no instant: say which, with .dt.replace_time_zone(…)" if naive else ""
 
 # %% ../../nbs/data/12_contract.ipynb #9938f3b2
 @dataclass(frozen=True)
@@ -672,7 +719,7 @@ def _flat(contract: Contract) -> dict:
     severities = lambda value, rules: {f"severity of {rule}": value.at(rule) for rule in rules}
     add = lambda place, rules: flat.update({(place, rule): value for rule, value in rules.items()})
     for n, c in contract.columns.items():
-        rules = {rule: getattr(c, rule) for rule in ("kind", "nullable", "min", "max", "pattern", "missing")}
+        rules = {rule: getattr(c, rule) for rule in ("kind", "length", "nullable", "min", "max", "pattern", "missing")}
         add(f"column {n}", {"": True} | rules | dict(values=c.values and frozenset(c.values)) | severities(c, COLUMN_RULES))
     for r in contract.rows: add(f"rule {r.rule}", {"": True, "severity": r.severity})
     t = contract.table
@@ -700,7 +747,7 @@ def _room(rule: str, value):
 
 def _effect(rule: str, before, after) -> str:
     "Does a rule let more through than before?"
-    if rule in ("features", "key", "time", "label"): return "other"
+    if rule in ("features", "key", "time", "label", "length"): return "other"
     old, new = _room(rule, before), _room(rule, after)
     if np.inf in (old, new) and old != new: return "looser" if after is None else "tighter"
     if isinstance(old, str) or old == new: return "other"
@@ -721,7 +768,7 @@ def _relax_column(c: Column, p, said: str) -> Column:
     new, share = {}, p.missing/max(p.rows, 1)
     if p.missing and not c.nullable: new["nullable"] = True, f"{share:.2%} of {p.rows:,} rows"
     if c.missing is not None and share > c.missing: new["missing"] = share, f"{share:.2%} of {p.rows:,} rows"
-    if p.infinite and c.at("infinite") != "warn": new["infinite"] = "warn", f"{p.infinite:,} of {p.rows:,} rows"
+    if p.infinite and c.at("infinite") != "warn": new["infinite"] = "warn", _infinite_said(p)
     if c.min is not None and p.min is not None and p.min < c.min: new["min"] = p.min, "lowest seen"
     if c.max is not None and p.max is not None and p.max > c.max: new["max"] = p.max, "highest seen"
     if c.values is not None and (more := set(p.counts) - set(c.values)):
@@ -766,23 +813,62 @@ def relax(contract: Contract, profile, on="") -> Contract:
 
 # %% ../../nbs/data/12_contract.ipynb #bc9a2e9b
 def pack(contract: Contract, frame) -> tuple[np.ndarray, np.ndarray]:
-    "The features of a Polars frame as the graph's inputs: `numbers` (n, k) float64, missing as NaN, and `strings` (n, m) object, missing as `''`."
-    numbers = np.full((frame.height, len(contract.numbers)), np.nan)
-    for i, name in enumerate(contract.numbers):
-        if not fits(kind_in_polars(frame[name].dtype), contract.columns[name].kind):
-            raise ContractError(f"is {frame[name].dtype}", f"column {name!r}", f"should be {contract.columns[name].kind}")
-        numbers[:, i] = frame[name].cast(pl.Float64).fill_null(np.nan).to_numpy()
-    strings = np.empty((frame.height, len(contract.strings)), object)
-    for i, name in enumerate(contract.strings):
-        strings[:, i] = frame[name].cast(pl.String).fill_null("").to_numpy()
-    return numbers, strings
+    """The features of a Polars frame as the graph's inputs: `numbers` (n, k) float64, missing as NaN, and `strings` (n, m)
+    object, missing as `''`. Times are seconds since 1970 (UTC). Raises `ContractError` for a column of another kind."""
+    for name in contract.features:
+        if wrong := misfit(contract, name, frame.schema.get(name)): raise ContractError(wrong, f"column {name!r}")
+    scalars = [n for n in contract.numbers if contract.columns[n].kind != "vector"]
+    numbers = _matrix(frame, [_number(n, frame.schema[n]) for n in scalars], np.float64)
+    for i, name in enumerate(scalars):
+        # in numpy: Polars multiplies by the reciprocal, which rounds otherwise
+        if contract.columns[name].kind == "time": numbers[:, i] /= 1e6
+    if len(scalars) < len(contract.numbers): numbers = _with_vectors(contract, frame, scalars, numbers)
+    return numbers, _matrix(frame, [pl.col(n).cast(pl.String).fill_null("") for n in contract.strings], object)
+
+def _matrix(frame, columns: list[pl.Expr], dtype) -> np.ndarray:
+    "Columns of a Polars frame side by side, a row after the other."
+    return frame.select(columns).to_numpy(order="c", writable=True) if columns else np.empty((frame.height, 0), dtype)
+
+def _number(name: str, dtype) -> pl.Expr:
+    "A column as float64; a time as microseconds since 1970, those of nanoseconds rounded as requests are."
+    x = pl.col(name).to_physical()
+    unit = "D" if dtype == pl.Date else getattr(dtype, "time_unit", "")
+    if unit == "ns": x = x//1000 + (x % 1000 >= 500)
+    return x.cast(pl.Float64)*dict(D=86400e6, ms=1e3)[unit] if unit in ("D", "ms") else x.cast(pl.Float64)
+
+# %% ../../nbs/data/12_contract.ipynb #dcf032e3
+def _with_vectors(contract: Contract, frame, scalars: list[str], numbers: np.ndarray) -> np.ndarray:
+    "`numbers` with the vectors put in at their places."
+    whole, slices = np.empty((frame.height, contract.number_width)), contract.number_slices
+    whole[:, [slices[n].start for n in scalars]] = numbers
+    for name in contract.numbers:
+        if contract.columns[name].kind == "vector": whole[:, slices[name]] = _vectors(frame[name], contract.columns[name])
+    return whole
+
+def _vectors(series: pl.Series, c: Column) -> np.ndarray:
+    "Vectors as (n, length) float64, NaN where one is missing. Raises `ContractError` naming the first row that has another."
+    if series.dtype == pl.Array: series = series.arr.to_list()
+    there, given = series.is_not_null().to_numpy(), series.drop_nulls()
+    odd = (given.list.len() != c.length).to_numpy()
+    if not odd.any():
+        numbers = given.explode().cast(pl.Float64).to_numpy().reshape(-1, c.length)
+        odd = np.isnan(numbers).any(1)  # an element that is null is NaN here, too
+    if odd.any():
+        row = np.flatnonzero(there)[odd.argmax()]
+        hint = "a vector that is missing is null as a whole"
+        raise ContractError(f"is not {c.length} numbers in row {row}", f"column {c.name!r}", hint)
+    if there.all(): return numbers
+    whole = np.full((len(series), c.length), np.nan)
+    whole[there] = numbers
+    return whole
 
 # %% ../../nbs/data/12_contract.ipynb #ddc5640d
 EXACT = 2**53  # beyond it, an integer is no longer one number in float64
 
 def _field(c: Column) -> type:
     "A msgspec field: always required, so that a forgotten column is refused and never taken for a missing value."
-    kind = Annotated[int, msgspec.Meta(ge=-EXACT, le=EXACT)] if c.kind == "integer" else DTYPES[c.kind]
+    rules = dict(integer=dict(ge=-EXACT, le=EXACT), time=dict(tz=True), vector=dict(min_length=c.length, max_length=c.length))
+    kind = Annotated[DTYPES[c.kind], msgspec.Meta(**rules[c.kind])] if c.kind in rules else DTYPES[c.kind]
     return kind | None if c.nullable or c.at("nullable") == "warn" else kind
 
 class RequestReader:
@@ -795,7 +881,7 @@ class RequestReader:
                                    rename=self.names, forbid_unknown_fields=True, gc=False)
         self.decoder, attribute = msgspec.json.Decoder(struct), {n: f for f, n in self.names.items()}
         get = lambda names: _getter([attribute[n] for n in names])
-        self.numbers, self.strings = get(contract.numbers), get(contract.strings)
+        self.numbers, self.strings = _flat_numbers(contract, get(contract.numbers)), get(contract.strings)
         columns = [contract.columns[n] for n in contract.features]
         self.ranges = [_closed(c) for c in columns if (c.min, c.max) != (None, None)]
         self.texts = [t for c in columns for t in _texts(c)]
@@ -809,6 +895,22 @@ def _getter(fields: list):
     "A function from a record to a tuple of these fields, for any number of them."
     if len(fields) == 1: return lambda record, get=attrgetter(fields[0]): (get(record),)
     return attrgetter(*fields) if fields else lambda record: ()
+
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+
+def _flat_numbers(contract: Contract, get) -> Callable:
+    "`get` itself where every feature is one number; else a function that puts seconds for times, and spreads vectors out."
+    kinds = [contract.columns[n].kind for n in contract.numbers]
+    times = [i for i, kind in enumerate(kinds) if kind == "time"]
+    vectors = [(i, contract.columns[n].length) for i, n in enumerate(contract.numbers) if kinds[i] == "vector"]
+    def flat(record) -> list:
+        values = list(get(record))
+        for i in times:
+            if values[i] is not None: values[i] = ((values[i] - _EPOCH)//_MICROSECOND)/1e6
+        # the last first: the others keep their places
+        for i, length in reversed(vectors): values[i:i + 1] = values[i] or [None]*length
+        return values
+    return flat if times or vectors else get
 
 def _closed(c: Column) -> tuple:
     "(min, max, column), both ends of the range set."
@@ -849,11 +951,23 @@ def _mistyped(error: msgspec.ValidationError, known) -> ContractError:
         return ContractError("is not in the contract", f"field {name!r}", "remove it")
     if found := re.match(r"Object missing required field `(.*)`", text, re.S):
         return ContractError("is missing", f"field {found[1]!r}", "send null if the value is missing" if known[found[1]].nullable else "")
-    path = re.search(r" - at `\$\.(.*)`$", text, re.S)
-    where = f"field {path[1]!r}" if path and path[1] in known else "request"
+    name, place = (path[1] if (path := re.search(r" - at `\$\.(.*)`$", text, re.S)) else ""), None
+    if name not in known and (inside := re.fullmatch(r"(.*)\[(\d+)\]", name, re.S)): name, place = inside[1], int(inside[2])
+    where = f"field {name!r}" if name in known else "request"
+    if where != "request" and known[name].kind in _EXPECTED: return ContractError(_expected(known[name], text, place), where)
     rule = re.sub(r" - at `.*$", "", text, flags=re.S).replace("`", "")
     rule = re.sub(r"\b(int|float|str|bool)\b", lambda m: _KINDS[m[0]], rule[:1].lower() + rule[1:])
     return ContractError(rule if where != "request" else "expected a JSON object of the contract's fields", where)
+
+# %% ../../nbs/data/12_contract.ipynb #e1225c59
+_EXPECTED = dict(time="a time with its zone, such as 2013-01-01T10:15:00Z", vector="an array of {} numbers")
+
+def _expected(c: Column, text: str, place: int | None) -> str:
+    "What is wrong with a time or a vector, from the error of msgspec and the place in the vector."
+    got = re.search(r"got `(\w+)`", text)
+    kind = _KINDS.get(got[1], got[1]) if got else "out of range"
+    came = f", and number {place + 1} is {kind}" if place is not None else f", got {kind}" if got else ""
+    return f"expected {_EXPECTED[c.kind].format(c.length)}{' or null' if c.nullable and place is None else ''}{came}"
 
 # %% ../../nbs/data/12_contract.ipynb #0bf8f512
 def _broken(self, record):
@@ -893,14 +1007,19 @@ def json_schema(contract: Contract) -> dict:
 
 def _property(c: Column) -> dict:
     "The schema of one field."
-    schema = dict(type=[c.kind, "null"] if c.nullable or c.at("nullable") == "warn" else [c.kind])  # JSON's kinds have our names
+    kind = dict(time="string", vector="array").get(c.kind, c.kind)  # JSON's other kinds have our names
+    null = c.nullable or c.at("nullable") == "warn"
+    schema = dict(type=[kind, "null"] if null else [kind])
+    if c.kind == "time": schema["format"] = "date-time"  # RFC 3339: with Z or an offset
+    if c.kind == "vector": schema |= dict(items=dict(type="number"), minItems=c.length, maxItems=c.length)
     said = [c.description, f"unit: {c.unit}" if c.unit else "", f"seen: {c.min} to {c.max}" if c.min is not None else "",
             f"seen: {len(c.values)} values" if c.values else ""]
     if any(said): schema["description"] = "; ".join(filter(None, said))
-    rules = dict(min=("minimum", c.min), max=("maximum", c.max), values=("enum", list(c.values or ())),
+    rules = dict(min=("minimum", c.min), max=("maximum", c.max), values=("enum", [*c.values, *[None]*null] if c.values else None),
                  pattern=("pattern", c.pattern and f"^(?:{c.pattern})$"))
-    return schema | {key: value for rule, (key, value) in rules.items() if value not in (None, []) and c.at(rule) != "warn"}
+    return schema | {key: value for rule, (key, value) in rules.items() if value is not None and c.at(rule) != "warn"}
 
 def example_row(contract: Contract) -> dict:
-    "A typical row: the median or the commonest value of each feature."
-    return {n: contract.columns[n].example for n in contract.features}
+    "A typical row: the median or the commonest value of each feature; of a vector, the mean in every place."
+    columns = [contract.columns[n] for n in contract.features]
+    return {c.name: [c.example]*c.length if c.length and c.example is not None else c.example for c in columns}

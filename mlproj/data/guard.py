@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from .contract import Column, Contract, fits, full_days, in_polars, kind_in_polars, span_of
+from .contract import Column, Contract, full_days, in_polars, misfit, span_of
 from .count import parts_of
 from .profile import count_duplicates
 from ..project import ConfigError, ContractError, DataError, aligned, file_atomic
@@ -109,6 +109,7 @@ def _rules_of_column(c: Column, dtype) -> list[_Rule]:
         broken = x.is_null() | x.is_nan() if floats else x.is_null()
         rules.append(_rule(c, "nullable", "is missing, and may not be", broken, _absent(x, floats)))
     if floats: rules.append(_rule(c, "infinite", "is infinite", x.is_infinite()))
+    if c.kind == "vector": rules += _rules_of_vector(c, dtype)
     if c.min is not None: rules.append(_rule(c, "min", f"is below {c.min}", finite(x < c.min)))
     if c.max is not None: rules.append(_rule(c, "max", f"is above {c.max}", finite(x > c.max)))
     if c.values is not None:
@@ -117,14 +118,24 @@ def _rules_of_column(c: Column, dtype) -> list[_Rule]:
         rules.append(_rule(c, "pattern", f"does not match {c.pattern}", ~text.str.contains(in_polars(c.pattern))))
     return rules
 
+# %% ../../nbs/data/15_guard.ipynb #551b1298
+def _rules_of_vector(c: Column, dtype) -> list[_Rule]:
+    "The rules of the rows of a column of vectors."
+    x = pl.col(c.name).arr.to_list() if isinstance(dtype, pl.Array) else pl.col(c.name)
+    any_element = lambda broken: x.list.eval(broken).list.any()
+    hole = pl.element().is_null() | pl.element().is_nan() if dtype.inner.is_float() else pl.element().is_null()
+    rules = [_rule(c, "length", f"is not {c.length} numbers", (x.list.len() != c.length) | any_element(hole))]
+    if dtype.inner.is_float():
+        rules.append(_rule(c, "infinite", "holds an infinite number", any_element(pl.element().is_infinite())))
+    return rules
+
 # %% ../../nbs/data/15_guard.ipynb #e0828f3a
 def _rules_of(contract: Contract, schema) -> tuple[list[Violation], list[_Rule]]:
     "The columns that are absent or of another kind, and the rules that can be judged without them."
     found, rules = [], []
     for c in contract.columns.values():
-        kind = kind_in_polars(schema[c.name]) if c.name in schema else ""
-        if not kind: found.append(Violation(c.name, "absent", "is missing from the table", "refuse"))
-        elif not fits(kind, c.kind): found.append(Violation(c.name, "kind", f"is {kind}, and should be {c.kind}", "refuse"))
+        wrong = misfit(contract, c.name, schema.get(c.name))
+        if wrong: found.append(Violation(c.name, "kind" if c.name in schema else "absent", wrong, "refuse"))
         else: rules += _rules_of_column(c, schema[c.name])
     unfit = {v.column for v in found}
     for row, judge in contract.judges:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BINS', 'SHRINK', 'ROWS', 'SCORED', 'TREES', 'LEVELS', 'SHUFFLED', 'MENDED', 'TOO_MANY', 'MENDED_TOGETHER', 'APART',
-           'WITH', 'ONLY', 'TRACE', 'EXACT', 'SHAPES', 'ENOUGH', 'FOLLOWS', 'CLOSER', 'EDGE', 'CHECKS', 'Finding',
-           'Audit', 'auc', 'alone', 'information', 'one_thread', 'Task', 'make_task', 'missed', 'standard_error',
-           'mended', 'check_alone', 'check_together', 'check_missing', 'check_times', 'check_duplicates',
-           'check_groups', 'fitted_on', 'filled_by', 'check_fitted', 'check_targets', 'check_left_out', 'optimism',
-           'check_looks', 'audit']
+           'WITH', 'ONLY', 'TRACE', 'EXACT', 'SHAPES', 'ENOUGH', 'FOLLOWS', 'CLOSER', 'EDGE', 'VIEWS', 'RARE', 'CHECKS',
+           'Finding', 'Audit', 'auc', 'alone', 'information', 'one_thread', 'Sample', 'make_sample', 'missed',
+           'standard_error', 'mended', 'check_alone', 'check_together', 'check_missing', 'check_times',
+           'check_duplicates', 'check_groups', 'fitted_on', 'filled_by', 'check_fitted', 'check_targets',
+           'check_left_out', 'check_own_number', 'optimism', 'check_looks', 'questions', 'audit']
 
 # %% ../../nbs/data/16_leakage.ipynb #f7220b88
 import html
@@ -99,7 +99,7 @@ def one_thread():
 ROWS, SCORED, TREES = 40_000, 20_000, 60  # of train, of validation; enough that an AUC is known to half a hundredth
 
 @dataclass(frozen=True)
-class Task:
+class Sample:
     "Rows as numbers: `x`, `y` to learn from, `v`, `w` to score; texts are codes by frequency, missing is NaN."
     names: tuple[str, ...]
     x: np.ndarray
@@ -134,14 +134,11 @@ class Task:
 LEVELS = 254  # the most that the model takes; rarer levels count as missing
 
 def _labels(frame: pl.DataFrame, label: str, where: str) -> np.ndarray:
-    "The labels as 0.0 and 1.0. Raises `DataError` for missing ones and for anything that is not two-valued."
+    "Labels that are true and false, or 1 and 0, as 1.0 and 0.0. Raises `DataError` for missing ones, and when all are equal."
     y = frame[label].drop_nulls()
     if y.len() < frame.height:
         raise DataError(f"is missing in {frame.height - y.len():,} rows", where,
                         "leave such rows out of the parts; `table` may have them")
-    if not (y.dtype == pl.Boolean or y.dtype.is_numeric()) or set(y.unique().to_list()) - {0, 1}:
-        raise DataError(f"holds {y.n_unique()} values and is {y.dtype}", where,
-                        "the audit knows labels with two values: make it true and false, or 0 and 1")
     if y.n_unique() < 2: raise DataError("has one value only", where, "nothing can be learned from it: move the cuts")
     return y.cast(pl.Float64).to_numpy()
 
@@ -155,28 +152,28 @@ def _column(train: pl.Series, other: pl.Series) -> tuple[np.ndarray, np.ndarray,
     both = [s.to_physical().cast(pl.Float64).to_numpy() for s in (train, other)]
     return *(np.where(np.isfinite(a), a, np.nan) for a in both), False
 
-def make_task(parts: dict, features, label: str, seed: int = 0) -> Task:
-    "A seeded sample of train and validation as a `Task`."
-    few = [p.sample(min(p.height, n), seed=seed) for p, n in ((parts["train"], ROWS), (parts["validation"], SCORED))]
+def make_sample(parts: dict, features, label: str, seed: int = 0, shared: int = 1) -> Sample:
+    "A seeded sample of train and validation; `shared` between so many questions, so that all together take no longer than one."
+    few = [p.sample(min(p.height, n//shared), seed=seed) for p, n in ((parts["train"], ROWS), (parts["validation"], SCORED))]
     y, w = (_labels(p, label, f"part {name!r}, label {label!r}") for p, name in zip(few, ("train", "validation")))
     columns = [_column(few[0][c], few[1][c]) for c in features]
     x, v, category = zip(*columns)
-    return Task(tuple(features), np.column_stack(x), y, np.column_stack(v), w, np.array(category), seed)
+    return Sample(tuple(features), np.column_stack(x), y, np.column_stack(v), w, np.array(category), seed)
 
 # %% ../../nbs/data/16_leakage.ipynb #5dd0964a
 SHUFFLED = 10_000  # rows of validation, for each column
 
-def missed(task: Task, columns: list[int]) -> tuple[float, np.ndarray]:
+def missed(sample: Sample, columns: list[int]) -> tuple[float, np.ndarray]:
     "The AUC of a model of some columns, and what it loses when each of them is shuffled."
-    model, score = task.learn(columns)
-    v, w = task.v[:SHUFFLED, columns], task.w[:SHUFFLED]
-    whole, order = auc(w, score[:SHUFFLED]), np.random.default_rng(task.seed).permutation(len(w))
+    model, score = sample.learn(columns)
+    v, w = sample.v[:SHUFFLED, columns], sample.w[:SHUFFLED]
+    whole, order = auc(w, score[:SHUFFLED]), np.random.default_rng(sample.seed).permutation(len(w))
     lost = []
     for i in range(len(columns)):
         mixed = v.copy()
         mixed[:, i] = v[order, i]
-        lost.append(whole - auc(w, task.score(model, mixed)))
-    return auc(task.w, score), np.array(lost)
+        lost.append(whole - auc(w, sample.score(model, mixed)))
+    return auc(sample.w, score), np.array(lost)
 
 # %% ../../nbs/data/16_leakage.ipynb #4685fc5c
 MENDED = .25  # of the wrongly ranked pairs. On the flights: below 0 for the best column, 0.37 for a label wrong in a fifth of rows
@@ -192,62 +189,62 @@ def mended(better: float, worse: float, y: np.ndarray) -> float:
     "The share of the pairs ranked wrongly at AUC `worse` that AUC `better` puts right; 0 within three standard errors."
     return (better - worse)/(1 - worse) if worse < 1 and better - worse > 3*standard_error(worse, y) else 0.0
 
-def _rests(task: Task, order: list[int], k: int, most: int):
+def _rests(sample: Sample, order: list[int], k: int, most: int):
     "What is left without the best k columns: first all of it, then without the columns that the whole model misses most."
     yield order[k:]
     if most == k: return
-    _, lost = missed(task, sorted(order))
+    _, lost = missed(sample, sorted(order))
     company = [i for i in np.argsort(-lost, kind="stable").tolist() if i not in order[:k]][:most - k]
     yield [i for i in order[k:] if i not in company]
 
-def _beats_the_rest(task: Task, known: np.ndarray) -> tuple[list[int], float, list[int]]:
+def _beats_the_rest(sample: Sample, known: np.ndarray) -> tuple[list[int], float, list[int]]:
     "The columns that each, alone, beat the rest together, best first; what the rest knows; and what was left out of it."
     order = np.argsort(-known, kind="stable").tolist()
     found, most = ([], .5, []), min(TOO_MANY, len(order)//4)
     for k in range(1, most + 1):
         weakest = known[order[k - 1]]
-        if mended(weakest, known[order[k]], task.w) < MENDED: continue  # the rest knows at least what its best column does
-        for rest in _rests(task, order, k, most):
-            knows = task.auc(rest)
-            if mended(weakest, knows, task.w) >= MENDED:
+        if mended(weakest, known[order[k]], sample.w) < MENDED: continue  # the rest knows at least what its best column does
+        for rest in _rests(sample, order, k, most):
+            knows = sample.auc(rest)
+            if mended(weakest, knows, sample.w) >= MENDED:
                 found = order[:k], knows, [i for i in order[k:] if i not in rest]
                 break
     return found
 
 # %% ../../nbs/data/16_leakage.ipynb #785f668c
-def check_alone(task: Task) -> tuple[list[Finding], list[int]]:
-    "Columns that alone beat everything else together; also the columns that are left, for the next check."
-    known = task.alone()
-    found, rest, company = _beats_the_rest(task, known)
-    others = "all other columns" + (f" but {', '.join(task.names[i] for i in company)}" if company else "")
-    share, findings = task.y.mean(), []
+def check_alone(sample: Sample, what: str = "the label") -> tuple[list[Finding], list[int]]:
+    "Columns that alone beat everything else together; also the columns that are left, for the next check. `what` a finding says that they know."
+    known = sample.alone()
+    found, rest, company = _beats_the_rest(sample, known)
+    others = "all other columns" + (f" but {', '.join(sample.names[i] for i in company)}" if company else "")
+    share, findings = sample.y.mean(), []
     entropy = -share*log(share, 2) - (1 - share)*log(1 - share, 2)
     for i in found:
-        bits, pairs = information(task.x[:, i], task.y, task.category[i]), mended(known[i], rest, task.w)
-        findings.append(Finding("alone", (task.names[i],), "leak" if pairs > .5 else "suspect",
-                                f"knows the label: alone it ranks with AUC {known[i]:.2f}, {others} together with {rest:.2f}; "
+        bits, pairs = information(sample.x[:, i], sample.y, sample.category[i]), mended(known[i], rest, sample.w)
+        findings.append(Finding("alone", (sample.names[i],), "leak" if pairs > .5 else "suspect",
+                                f"knows {what}: alone it ranks with AUC {known[i]:.2f}, {others} together with {rest:.2f}; "
                                 f"it holds {bits:.2f} of the label's {entropy:.2f} bits",
                                 dict(auc=float(known[i]), rest=rest, mended=pairs, bits=bits, entropy=entropy)))
-    return findings, [i for i in range(len(task.names)) if i not in found]
+    return findings, [i for i in range(len(sample.names)) if i not in found]
 
 # %% ../../nbs/data/16_leakage.ipynb #95734bbd
 MENDED_TOGETHER = .05  # air_time puts right 0.08 of the wrongly ranked pairs; the best honest column of the flights 0.03
 APART = 2.0  # times what the next column is missed. Columns that work in pairs, as in made-up data, are missed alike
 
-def check_together(task: Task, columns: list[int]) -> list[Finding]:
+def check_together(sample: Sample, columns: list[int], what: str = "the label") -> list[Finding]:
     "Columns that know the label only beside others, one after the other, the worst first."
-    known, findings, columns = task.alone(), [], list(columns)
+    known, findings, columns = sample.alone(), [], list(columns)
     for _ in range(min(TOO_MANY, len(columns)//4)):
-        whole, lost = missed(task, columns)
-        order, drops = np.argsort(-lost, kind="stable")[:4], [mended(whole, whole - a, task.w) for a in lost]
+        whole, lost = missed(sample, columns)
+        order, drops = np.argsort(-lost, kind="stable")[:4], [mended(whole, whole - a, sample.w) for a in lost]
         if not any(lost[j] >= known[columns[j]] - .5 and drops[j] >= MENDED_TOGETHER for j in order): break
-        without = {columns[j]: task.auc([c for c in columns if c != columns[j]]) for j in order}
+        without = {columns[j]: sample.auc([c for c in columns if c != columns[j]]) for j in order}
         worst = min(without, key=without.get)
         falls = sorted((whole - a for a in without.values()), reverse=True)
-        j, pairs = columns.index(worst), mended(whole, without[worst], task.w)
+        j, pairs = columns.index(worst), mended(whole, without[worst], sample.w)
         if pairs < MENDED_TOGETHER or falls[0] < APART*falls[1] or lost[j] < known[worst] - .5: break
-        findings.append(Finding("together", (task.names[worst],), "leak" if pairs > .5 else "suspect",
-                                f"knows the label together with other columns: with it the AUC is {whole:.2f}, "
+        findings.append(Finding("together", (sample.names[worst],), "leak" if pairs > .5 else "suspect",
+                                f"knows {what} together with other columns: with it the AUC is {whole:.2f}, "
                                 f"without it {without[worst]:.2f}; alone it has {known[worst]:.2f}, "
                                 f"and the next column is missed by {max(falls[1], 0):.3f}",
                                 dict(auc=whole, rest=without[worst], mended=pairs, alone=float(known[worst]), next=falls[1])))
@@ -297,9 +294,11 @@ def _twins(rows: pl.DataFrame, others: pl.DataFrame) -> float:
     seed = 0  # hashes of the rows live only in this function; two different rows share one in 10^19
     return float(rows.hash_rows(seed).is_in(others.hash_rows(seed).unique().implode()).mean()) if rows.height else 0.0
 
-def check_duplicates(parts: dict, features, label: str, key=()) -> list[Finding]:
+def check_duplicates(parts: dict, features, label: str, key=(), time: str = "") -> list[Finding]:
     "Rows with equal features and label, beyond chance, and equal keys, in train and in another part."
-    columns, findings, train = [*features, label], [], parts["train"]
+    columns, findings = [*features, label], []
+    # a table without a time may be in the order of a column
+    train = parts["train"] if time else parts["train"].sample(fraction=1, shuffle=True, seed=0)
     for name in [n for n in parts if n != "train"]:
         n = min(parts[name].height, train.height//4)  # as many rows as are compared, at most a quarter
         if not n: continue
@@ -408,8 +407,9 @@ def _closest(some: pl.DataFrame, c: str) -> tuple[float, float, str] | None:
     return (left[best], train, best) if left[best] < 1 - FOLLOWS**2 and left[best] < CLOSER*train else None
 
 # %% ../../nbs/data/16_leakage.ipynb #ba0bcc07
-def check_targets(parts: dict, features, label: str) -> list[Finding]:
-    "Number columns that are the label's share by level of a category of the table, counted over rows that examine."
+def check_targets(parts: dict, features, label: str, of: str = "") -> list[Finding]:
+    "Number columns that are the label's share (of a number, the mean) by level of a category of the table, counted over rows that examine."
+    of = of or f"share of {label}"
     schema, found = parts["train"].schema, {}
     numbers = [f for f in features if schema[f].is_float()]
     for level in [c for c, t in schema.items() if t in (pl.String, pl.Categorical, pl.Enum) and c != label and numbers]:
@@ -417,8 +417,8 @@ def check_targets(parts: dict, features, label: str) -> list[Finding]:
         for c in numbers:
             close = _closest(by_level.filter(pl.col(f"min_{c}").is_not_null(), pl.col(f"min_{c}").is_not_nan()), c)
             if close and close[0] < found.get(c, (2,))[0]: found[c] = *close, level
-    return [Finding("targets", (c,), "leak", f"is the share of {label} by {level} {where}: "
-                    f"that explains {1 - left:.1%} of it, the share in train {1 - train:.1%}",
+    return [Finding("targets", (c,), "leak", f"is the {of} by {level} {where}: "
+                    f"that explains {1 - left:.1%} of it, the {of.partition(' ')[0]} in train {1 - train:.1%}",
                     dict(level=level, over=where, explained=1 - left, in_train=1 - train))
             for c, (left, train, where, level) in found.items()]
 
@@ -445,6 +445,25 @@ def check_left_out(parts: dict, features, label: str) -> list[Finding]:
                                    dict(level=level, moved=moved))
     return list(found.values())
 
+# %% ../../nbs/data/16_leakage.ipynb #053d2ed2
+def check_own_number(parts: dict, features, label: str) -> list[Finding]:
+    "Number columns that are a straight line of a number label within the levels of a category."
+    schema, found = parts["train"].schema, {}
+    numbers = [f for f in features if schema[f].is_float()]
+    for level in [c for c, t in schema.items() if t in (pl.String, pl.Categorical, pl.Enum) and numbers]:
+        z = [pl.col(c).cast(pl.Float64).alias(f"of {c}") for c in (label, *numbers)]
+        rows = pl.concat([p.select(pl.col(level).alias("level"), *z) for p in parts.values()]).drop_nulls("level")
+        along = [pl.corr(f"of {label}", f"of {c}").alias(f"of {c}") for c in numbers]
+        lines = rows.group_by("level").agg(pl.len().alias("rows"), *along).filter(pl.col("rows") >= 5)
+        for c in numbers:
+            along = lines[f"of {c}"].drop_nulls().drop_nans().abs()
+            straight = (along > 1 - EXACT).sum()
+            if along.len() >= ENOUGH and straight > .9*along.len():
+                said = f"is a straight line of {label} within {straight:,} of {along.len():,} values of {level}"
+                found[c] = Finding("left out", (c,), "leak", f"{said}: it was made from the row's own label",
+                                   dict(level=level, straight=straight))
+    return list(found.values())
+
 # %% ../../nbs/data/16_leakage.ipynb #cffe74cd
 EDGE = 1.96  # standard errors from a score to the edge of its 95% interval
 
@@ -452,13 +471,39 @@ def optimism(looks: int) -> float:
     "Standard errors by which the best of k looks is too good, at most, on average: √(2 ln k) (Boucheron, Lugosi, Massart 2013)."
     return sqrt(2*log(looks)) if looks > 1 else 0.0
 
-def check_looks(y: np.ndarray, looks: int) -> list[Finding]:
-    "Whether the test rows were scored so often that the best score may be luck."
+def check_looks(y: np.ndarray | None, looks: int) -> list[Finding]:
+    "Whether the test rows were scored so often that the best score may be luck; with the labels 0 and 1 of a binary task, what that is in an AUC."
     if optimism(looks) <= EDGE: return []
-    best, error = optimism(looks), standard_error(.7, y)
-    said = (f"of test were scored {looks} times: the best is up to {best:.1f} standard errors too good, "
-            f"{best*error:.3f} of an AUC near 0.7")
+    best, error = optimism(looks), None if y is None else standard_error(.7, y)
+    said = (f"of test were scored {looks} times: the best is up to {best:.1f} standard errors too good"
+            + ("" if y is None else f", {best*error:.3f} of an AUC near 0.7"))
     return [Finding("looks", (), "suspect", said, dict(looks=looks, optimism=best, error=error))]
+
+# %% ../../nbs/data/16_leakage.ipynb #748a0a0d
+VIEWS, RARE = 3, 50  # classes asked about, the commonest first; rows that must answer yes, and no
+
+def _questions(y: pl.Series, label: str, classes: bool) -> list[tuple[str, str, pl.Expr]]:
+    "What a column may know of a label, what a target encoding is then called, and the question as an expression."
+    of, number = pl.col(label), y.dtype.is_numeric()
+    if y.dtype == pl.Boolean or number and not set(y.unique().to_list()) - {0, 1, None}:
+        return [("the label", f"share of {label}", of)]
+    if number and not classes:
+        cuts = (y.quantile(.5, "lower"), "its median"), (y.quantile(.9, "lower"), "where its upper tenth begins,")
+        return [(f"whether {label} is above {at:,.5g}, {name} in train", f"mean of {label}", of > at) for at, name in cuts]
+    if not (y.dtype in (pl.String, pl.Categorical, pl.Enum) or y.dtype.is_integer()):
+        raise DataError(f"is {y.dtype}", f"label {label!r}", "a label is true or false, a word, or a number")
+    counts = y.cast(pl.String).alias("class").drop_nulls().value_counts(name="rows")
+    counts = counts.sort("rows", "class", descending=[True, False])
+    return [(f"whether {label} is {c!r}", f"share of {c!r}", of.cast(pl.String) == c) for c in counts["class"][:VIEWS]]
+
+def questions(parts: dict, label: str, classes: bool = False) -> dict[str, tuple[str, dict]]:
+    "The parts with the label made true and false, for each question that enough rows of train and validation answer either way. `classes`: a whole number is the name of a class."
+    out = {}
+    for what, of, answer in _questions(parts["train"][label], label, classes):
+        seen = {n: p.with_columns(answer.alias(label)) for n, p in parts.items()}
+        answers = [(seen[n][label].sum(), seen[n].height) for n in ("train", "validation")]
+        if what == "the label" or min(min(yes, rows - yes) for yes, rows in answers) >= RARE: out[what] = of, seen
+    return out
 
 # %% ../../nbs/data/16_leakage.ipynb #59c426bd
 def _check_arguments(parts: dict, features, label: str, columns) -> None:
@@ -472,31 +517,49 @@ def _check_arguments(parts: dict, features, label: str, columns) -> None:
     if label in features: raise ConfigError(f"label {label!r} is among the features", "audit", "take it out")
     if not features: raise ConfigError("there are no features", "audit", "name the columns that the model will see")
 
-def _why_not(parts: dict, time: str, group: str, table, label: str, looks: int) -> dict[str, str]:
+def _why_not(parts: dict, time: str, group: str, table, label: str, looks: int, asked: dict) -> dict[str, str]:
     "The checks that cannot run, and the reason."
     unlabelled = table is not None and table[label].null_count()
-    reasons = dict(missing="" if unlabelled else "no table with rows without a label is given",
-                   times="" if time else "no time column is declared", groups="" if group else "no group is declared",
-                   looks="" if looks and "test" in parts else "the number of looks at the test rows is not given")
+    few = "" if asked else f"there is no question about {label} that {RARE} rows of train and of validation answer either way"
+    reasons = {check: few for check in ("alone", "together", "targets", "left out")}
+    reasons |= dict(missing="" if unlabelled else "no table with rows without a label is given",
+                    times="" if time else "no time column is declared", groups="" if group else "no group is declared",
+                    looks="" if looks and "test" in parts else "the number of looks at the test rows is not given")
     return {check: why for check, why in reasons.items() if why}
+
+def _check_label(asked: dict, parts: dict, features, label: str, seed: int) -> list[Finding]:
+    "The checks that need the label, for each question about it; what several of them find is said once, and a leak rather than a suspicion."
+    found, numbers = [], False
+    for what, (of, seen) in asked.items():
+        sample, numbers = make_sample(seen, features, label, seed, len(asked)), of.startswith("mean")
+        alone_found, left = check_alone(sample, what)
+        found += alone_found + check_together(sample, left, what)
+        if not numbers: found += check_targets(seen, features, label, of) + check_left_out(seen, features, label)
+    if numbers: found += check_targets(parts, features, label, of) + check_own_number(parts, features, label)
+    once = {(f.check, f.columns): f for f in sorted(found, key=lambda f: f.severity == "leak")}
+    return [f for f in found if once[f.check, f.columns] is f]
 
 # %% ../../nbs/data/16_leakage.ipynb #3724a059
 CHECKS = ("alone", "together", "missing", "times", "duplicates", "groups", "fitted", "targets", "left out", "looks")
 
-def audit(parts: dict, features, label: str, time="", key=(), group="", table=None, looks=0, seed=0) -> Audit:
-    "Look for leaks in train, validation, test. `table` has the rows without a label too; `looks` counts the runs scored on test."
+def audit(parts: dict, features, label: str, time="", key=(), group="", table=None, looks=0, seed=0, classes=False) -> Audit:
+    "Look for leaks in train, validation, test. `table` has the rows without a label too; `looks` counts the runs scored on test; `classes`: a whole number is the name of a class."
     features, key = list(features), list(key)
     _check_arguments(parts, features, label, (time, group, *key))
-    skipped = _why_not(parts, time, group, table, label, looks)
+    vectors = [f for f in features if parts["train"].schema[f].is_nested()]
+    plain = [f for f in features if f not in vectors]
+    asked = questions(parts, label, classes) if plain else {}
+    skipped = _why_not(parts, time, group, table, label, looks, asked)
+    if vectors: skipped["vectors"] = f"{', '.join(vectors)} are compared between rows, and not asked what they know"
     whole = table if table is not None else pl.concat(list(parts.values()))
-    task = make_task(parts, features, label, seed)
-    findings, left = check_alone(task)
-    findings += check_together(task, left)
+    findings = _check_label(asked, parts, plain, label, seed)
     if "missing" not in skipped: findings += check_missing(whole, features, label)
     if time: findings += check_times(whole, features, time)
-    findings += check_duplicates(parts, features, label, key)
+    findings += check_duplicates(parts, features, label, key, time)
     if group: findings += check_groups(parts, group)
-    findings += check_fitted(parts, features) + check_targets(parts, features, label) + check_left_out(parts, features, label)
-    if "looks" not in skipped: findings += check_looks(_labels(parts["test"], label, f"part 'test', label {label!r}"), looks)
-    findings.sort(key=lambda f: f.severity != "leak")
+    findings += check_fitted(parts, plain)
+    if "looks" not in skipped:
+        binary = "the label" in asked
+        findings += check_looks(_labels(parts["test"], label, f"part 'test', label {label!r}") if binary else None, looks)
+    findings.sort(key=lambda f: (f.severity != "leak", CHECKS.index(f.check)))
     return Audit(tuple(findings), tuple(c for c in CHECKS if c not in skipped), tuple(skipped.items()))

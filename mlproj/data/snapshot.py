@@ -23,6 +23,10 @@ def _buffers(series: pl.Series):
         text = series.fill_null("")
         yield text.str.len_bytes().to_numpy().astype("<u4")
         yield "".join(text).encode()
+    elif series.dtype == pl.List:
+        lengths = series.list.len().fill_null(0)
+        yield lengths.to_numpy().astype("<u4")
+        yield from _buffers(series.filter(lengths > 0).explode())  # an empty list would be a null
     elif series.dtype == pl.Boolean: yield series.fill_null(False).to_numpy().astype("u1")
     elif series.dtype.is_temporal(): yield series.to_physical().fill_null(0).cast(pl.Int64).to_numpy().astype("<i8")
     elif series.dtype.is_integer(): yield series.fill_null(0).cast(pl.Int64).to_numpy().astype("<i8")
@@ -38,7 +42,7 @@ def table_digest(frame: pl.DataFrame) -> str:
 
 # %% ../../nbs/data/10_snapshot.ipynb #037b8e13
 def normalise(frame: pl.DataFrame) -> pl.DataFrame:
-    "A table in the types that Delta keeps: String, Boolean, Int64, Float64, Date and UTC microseconds. Raises `DataError` for others."
+    "A table in the types that Delta keeps: String, Boolean, Int64, Float64, lists of these two, Date and UTC microseconds. Raises `DataError` for others."
     def cast(name, dtype):
         if dtype.is_integer(): return pl.col(name).cast(pl.Int64)
         if dtype.is_float() or dtype.is_decimal(): return pl.col(name).cast(pl.Float64)
@@ -48,6 +52,8 @@ def normalise(frame: pl.DataFrame) -> pl.DataFrame:
                 raise DataError("is a time without a zone", f"column {name!r}", "say which: .dt.replace_time_zone(...)")
             return pl.col(name).dt.convert_time_zone("UTC").dt.cast_time_unit("us")
         if dtype in (pl.Boolean, pl.Date): return pl.col(name)
+        if isinstance(dtype, pl.List | pl.Array) and dtype.inner.is_numeric():
+            return pl.col(name).cast(pl.List(pl.Int64 if dtype.inner.is_integer() else pl.Float64))
         raise DataError(f"type {dtype} cannot be stored", f"column {name!r}", "cast or drop it in the dataset function")
     try: return frame.select([cast(n, t) for n, t in frame.schema.items()])
     except pl.exceptions.InvalidOperationError as error:

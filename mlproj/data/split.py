@@ -123,11 +123,18 @@ def straddling(parts: dict, group: str) -> int:
 # %% ../../nbs/data/13_split.ipynb #9ca94772
 @dataclass(frozen=True)
 class Part:
-    "The size of a part: rows, share of positive labels, first and last time (empty where the split knows no time)."
+    "The size of a part: rows; of the label `positive` (share), or `classes`, `commonest` and its `share`, or `mean`; first and last time (empty where the split knows no time)."
     rows: int
-    positive: float
+    label: dict
     first: str
     last: str
+
+    def say(self, label: str) -> str:
+        "What is in the part, for a line of text: rows, and how the label is distributed."
+        of = self.label
+        if "positive" in of: return f"{self.rows:,} ({of['positive']:.1%} {label})"
+        if "mean" in of: return f"{self.rows:,} (mean {label} {of['mean']:,.5g})"
+        return f"{self.rows:,} ({of['classes']} values of {label}, {of['share']:.1%} {of['commonest']})"
 
 def _ends(rows: pl.LazyFrame, time: str) -> tuple[str, str]:
     "First and last time of rows, as ISO texts; empty texts where there is no time."
@@ -136,23 +143,28 @@ def _ends(rows: pl.LazyFrame, time: str) -> tuple[str, str]:
     ends = rows.select(t.min().alias("a"), t.max().alias("b")).collect().row(0)
     return tuple(v.isoformat() if v is not None else "" for v in ends)
 
-def _describe_part(rows: pl.LazyFrame, label: str, time: str, where: str, hint: str) -> Part:
-    "Count one part. Raises `DataError` for one without rows, and for a label that is constant or missing."
-    y = pl.col(label)
-    counted = rows.select(pl.len(), y.cast(pl.Float64).mean().alias("y"), y.is_null().sum().alias("n"))
-    n, positive, missing = counted.collect().row(0)
-    if not n: raise DataError("has no rows", where, hint)
-    if missing:
-        raise DataError(f"label {label!r} is missing in {missing:,} rows", where,
-                        "leave such rows out in the dataset function, and count them")
-    if positive in (0, 1):
-        raise DataError(f"label {label!r} is constant ({bool(positive)} in all {n:,} rows)", where,
-                        "nothing can be learned from it")
-    return Part(n, positive, *_ends(rows, time))
+def _describe_label(y: pl.Series, classes: bool) -> dict:
+    "What is said of a part's labels."
+    if y.dtype == pl.Boolean: return dict(positive=float(y.mean()))
+    if y.dtype.is_numeric() and not classes: return dict(mean=float(y.mean()))
+    counts = y.cast(pl.String).alias("class").value_counts(name="rows").sort("rows", "class", descending=[True, False])
+    return dict(classes=counts.height, commonest=counts["class"][0], share=counts["rows"][0]/y.len())
 
 # %% ../../nbs/data/13_split.ipynb #bae61795
-def describe_split(split, frame, label: str) -> dict[str, Part]:
-    "Count each part. Raises `DataError` for an empty part, a label constant or missing, and rows without time or group."
+def _describe_part(rows: pl.LazyFrame, label: str, time: str, classes: bool, where: str, hint: str) -> Part:
+    "Count one part. Raises `DataError` for one without rows, and for a label that is constant or missing."
+    y = rows.select(pl.col(label)).collect()[label]
+    if not y.len(): raise DataError("has no rows", where, hint)
+    if y.null_count():
+        raise DataError(f"label {label!r} is missing in {y.null_count():,} rows", where,
+                        "leave such rows out in the dataset function, and count them")
+    if y.n_unique() < 2:
+        raise DataError(f"label {label!r} is constant ({y[0]} in all {y.len():,} rows)", where,
+                        "nothing can be learned from it")
+    return Part(y.len(), _describe_label(y, classes), *_ends(rows, time))
+
+def describe_split(split, frame, label: str, classes: bool = False) -> dict[str, Part]:
+    "Count each part; `classes`: a whole number is the name of a class. Raises `DataError` for an empty part, a label constant or missing, and rows without time or group."
     grouped = isinstance(split, GroupSplit)
     if grouped: _check_group(frame.lazy(), split.group)
     untimed = 0 if grouped else frame.lazy().select(pl.col(split.time).is_null().sum()).collect().item()
@@ -162,7 +174,8 @@ def describe_split(split, frame, label: str) -> dict[str, Part]:
     first, last = _ends(frame.lazy(), split.time)
     hint = "there are too few groups for a share of it; change the shares or the seed in conf/split" if grouped else \
            f"the data run from {first[:10]} to {last[:10]}; move the cuts in conf/split"
-    return {name: _describe_part(split.part(frame, name), label, split.time, f"split, part {name!r}", hint) for name in PARTS}
+    return {name: _describe_part(split.part(frame, name), label, split.time, classes, f"split, part {name!r}", hint)
+            for name in PARTS}
 
 # %% ../../nbs/data/13_split.ipynb #15f0a599
 def check_key(frame, key) -> None:

@@ -212,13 +212,16 @@ Registry._tag = _tag
 
 # %% ../../nbs/serve/31_registry.ipynb #413a0c44
 def check_version(found: Version) -> Version:
-    "A version whose bundle is what was added. Raises `RegistryError` that says which file is damaged."
+    "A version whose bundle is what was added, and signed if it has to be. Raises `RegistryError` that says which file is not."
     from mlproj.serve.bundle import verify_bundle
     hint = f"`mlproj rollback {found.name}` goes back to the version before"
-    if not found.path.is_dir(): raise RegistryError(f"{found.tag} is damaged: the folder is missing", found.path, hint)
+    refused = lambda what, where: RegistryError(f"{found.tag} cannot be used: {what}", where, hint)
+    if not found.path.is_dir(): raise refused("the folder is missing", found.path)
     try: digest = verify_bundle(found.path)["digest"]
-    except RegistryError as error: raise RegistryError(f"{found.tag} is damaged: {error.what}", error.where, hint) from None
-    if not found.version.endswith(digest[:12]): raise RegistryError(f"{found.tag} is damaged: the bundle is another one", found.path, hint)
+    except RegistryError as error:
+        hint = f"{error.hint}; {hint}"
+        raise refused(error.what, error.where) from None
+    if not found.version.endswith(digest[:12]): raise refused("the bundle is another one", found.path)
     return found
 
 def _check(self, tag: str) -> Version:

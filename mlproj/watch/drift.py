@@ -74,6 +74,6 @@ def _distance(name: str, bins: Bins, counts: np.ndarray, sums: np.ndarray | None
                     tuple(tuple((n/max(n.sum(), 1)).tolist()) for n in by_group))
 
 def distances(reference: Reference, counts: Counts) -> dict[str, Distance]:
-    "How far each column of new data has moved from the reference; the columns in the order of the reference."
+    "How far each column of new data has moved from the reference, in its order; those in `reference.skipped` have no distance."
     if counts.digest != reference.digest: raise ValueError("these counts were made on another reference")
     return {name: _distance(name, bins, counts.columns[name], counts.sums.get(name)) for name, bins in reference.columns.items()}
