@@ -53,7 +53,7 @@ def test_a_second_run_is_held_to_the_contract_of_the_first_and_makes_no_new_data
     before = trained.contract.read_text()
     done = trained(*trained.small("experiment=flights_baseline", "gate=default", *[f"gate.criteria.{p}_gain.at_least=-1" for p in ("validation", "test")]))
     assert done.returncode == 0, done.stderr
-    assert "contract.yaml holds" in done.stdout and "snapshot v0" in done.stdout and "Logistic" in done.stdout
+    assert "contract.yaml holds" in done.stdout and "snapshot v0" in done.stdout and "Linear" in done.stdout
     assert trained.contract.read_text() == before
 
 
@@ -64,7 +64,7 @@ def test_equal_seeds_give_equal_models(mlproj):
 
 
 def test_a_sweep_runs_every_combination(mlproj):
-    done = mlproj(*mlproj.small("-m", "seed=0,1", "model=logistic"))
+    done = mlproj(*mlproj.small("-m", "seed=0,1", "model=linear"))
     assert done.returncode == 0, done.stderr
     assert not list(ROOT.glob("multirun*"))  # nothing beside the store
     assert sorted(json.loads((run/"config.json").read_text())["seed"] for run in mlproj.runs()) == [0, 1]
@@ -201,7 +201,7 @@ def test_an_interruption_leaves_nothing_half_written_and_the_next_run_works(mlpr
     said = "interrupted" if code == 130 else "terminated"
     assert err.strip().splitlines()[-1].startswith(f"mlproj: {said}; ") and "Traceback" not in err and mlproj.events()[-1]["status"] == "interrupted"
     assert not mlproj.half_written()
-    if after in ("started", "train"): assert mlproj(*mlproj.small("model=logistic")).returncode == 0
+    if after in ("started", "train"): assert mlproj(*mlproj.small("model=linear")).returncode == 0
 
 
 def test_help_is_fast_because_it_imports_little(mlproj):

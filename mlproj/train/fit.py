@@ -63,7 +63,8 @@ def validation_score(task: Task, y: np.ndarray, predictions: np.ndarray) -> floa
     from torchmetrics.functional.classification import binary_average_precision
     if task.kind == "binary": return float(binary_average_precision(torch.as_tensor(predictions), torch.as_tensor(y).long()))
     p, y = predictions.astype(np.float64), np.asarray(y)
-    if task.kind == "multiclass": return float(-np.log(np.maximum(p[np.arange(len(y)), y]/p.sum(axis=1), np.finfo(np.float32).eps)).mean())
+    if task.kind == "multiclass":
+        return float(-np.log(np.maximum(p[np.arange(len(y)), y]/p.sum(axis=1), np.finfo(np.float32).eps)).mean())
     if not task.quantiles: return float(np.sqrt(((p - y)**2).mean()))
     missed, q = y[:, None] - p, np.array(task.quantiles)
     return float(np.maximum(q*missed, (q - 1)*missed).mean())
@@ -93,11 +94,12 @@ class Watch(Throughput):
     def on_train_start(self, trainer, module):
         for group in (g for optimizer in trainer.optimizers for g in optimizer.param_groups):
             # of two ways to the same step, where nobody chose, PyTorch takes a loop over the parameters on CPUs
-            if group.get("fused", False) is None and not group.get("foreach") and module.device.type == "cpu": group["fused"] = True
+            if group.get("fused", 0) is None and not group.get("foreach") and module.device.type == "cpu": group["fused"] = True
 
     def on_train_epoch_start(self, trainer, module):
         from tqdm import tqdm
-        self.losses, self.bar = 0.0, tqdm(total=trainer.num_training_batches, desc=f"epoch {trainer.current_epoch + 1}", unit=" batches", leave=False, disable=not self.progress)
+        self.losses, what = 0.0, f"epoch {trainer.current_epoch + 1}"
+        self.bar = tqdm(total=trainer.num_training_batches, desc=what, unit=" batches", leave=False, disable=not self.progress)
         super().on_train_epoch_start(trainer, module)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, i):

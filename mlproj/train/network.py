@@ -43,8 +43,8 @@ def loss(raw: torch.Tensor, y: torch.Tensor, task: Task) -> torch.Tensor:
 def predict(module: pl.LightningModule, answer, x_numbers: np.ndarray, x_codes: np.ndarray, rows: int = 16_384) -> np.ndarray:
     "The task's output, float32, in evaluation mode, in batches; `answer` makes it from what the module says."
     module.eval()
-    parts = [answer(module(torch.as_tensor(x_numbers[i:i + rows], device=module.device), torch.as_tensor(x_codes[i:i + rows], device=module.device)))
-             for i in range(0, len(x_codes), rows)]
+    on = lambda array: torch.as_tensor(array, device=module.device)
+    parts = [answer(module(on(x_numbers[i:i + rows]), on(x_codes[i:i + rows]))) for i in range(0, len(x_codes), rows)]
     return torch.cat(parts).float().cpu().numpy()
 
 # %% ../../nbs/train/22_network.ipynb #5ba61d84
@@ -55,8 +55,9 @@ class _Tail(nn.Module):
         self.module, self.answer, self.width, self.categories = module, answer, width, categories
     def forward(self, *inputs):
         empty = lambda dtype: torch.zeros(inputs[0].shape[0], 0, dtype=dtype)
-        x_numbers, x_codes = inputs if self.width and self.categories else (inputs[0], empty(torch.long)) if self.width else (empty(torch.float32), inputs[0])
-        return self.answer(self.module(x_numbers, x_codes))
+        if not self.categories: inputs = (*inputs, empty(torch.long))
+        if not self.width: inputs = (empty(torch.float32), *inputs)
+        return self.answer(self.module(*inputs))
 
 # %% ../../nbs/train/22_network.ipynb #95cc066f
 def network_graph(module: nn.Module, answer, width: int, categories: int, output: str) -> onnx.ModelProto:
@@ -67,10 +68,12 @@ def network_graph(module: nn.Module, answer, width: int, categories: int, output
     if width: inputs["x_numbers"] = torch.zeros(2, width)
     if categories: inputs["x_codes"] = torch.zeros(2, categories, dtype=torch.long)
     shapes = (tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs),)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # the exporter talks
+    said = io.StringIO()  # the exporter talks
+    with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         warnings.simplefilter("ignore")
-        try: program = torch.onnx.export(tail, tuple(inputs.values()), dynamo=True, opset_version=20, dynamic_shapes=shapes, verbose=False,
-                                         input_names=list(inputs), output_names=[output], external_data=False)
+        try:
+            program = torch.onnx.export(tail, tuple(inputs.values()), dynamo=True, opset_version=20, dynamic_shapes=shapes,
+                                        verbose=False, input_names=list(inputs), output_names=[output], external_data=False)
         except Exception as error:
             raise ConfigError(f"{type(module).__name__} cannot be written as a graph: {_reason(error)}", "model",
                               "use operations on whole tensors that do the same for any number of rows") from error
@@ -168,12 +171,15 @@ def as_model(module: pl.LightningModule, features: Features, task: Task) -> pl.L
     "Give a LightningModule whose `forward(x_numbers, x_codes)` returns raw numbers what the protocol asks for, `predict` and `graph`; its own are kept. Raises `ConfigError` for raw numbers of a wrong shape."
     if hasattr(module, "predict") and hasattr(module, "graph"): return module
     width, categories = features.width, len(features.cardinalities)
-    with torch.inference_mode(): shape = tuple(module.eval()(torch.zeros(2, width), torch.zeros(2, categories, dtype=torch.long)).shape)
+    with torch.inference_mode():
+        shape = tuple(module.eval()(torch.zeros(2, width), torch.zeros(2, categories, dtype=torch.long)).shape)
     wanted = [(2, task.width)] if task.width else [(2,), (2, 1)]
     if shape not in wanted:
-        raise ConfigError(f"{type(module).__name__} returns {shape} for two rows", "model", f"{task.kind} wants {' or '.join(map(str, wanted))}: logits, or standardised values")
+        raise ConfigError(f"{type(module).__name__} returns {shape} for two rows", "model",
+                          f"{task.kind} wants {' or '.join(map(str, wanted))}: logits, or standardised values")
     link = partial(_answer_of, task=task, column=shape == (2, 1) and not task.width)
-    module.predict, module.graph = partial(predict, module, link), partial(network_graph, module, link, width, categories, task.output)
+    module.predict = partial(predict, module, link)
+    module.graph = partial(network_graph, module, link, width, categories, task.output)
     return module.train()
 
 def _answer_of(raw, task: Task, column: bool): return answer(raw.squeeze(1) if column else raw, task)

@@ -20,7 +20,8 @@ class TabM(Tabular):
     def __init__(self, features: Features, task: Task, members: int = 8, hidden: int = 64, layers: int = 2, dropout: float = 0.5, embedding: int = 16,
                  lr: float = 3e-3, weight_decay: float = 1e-2):
         super().__init__(features, task, lr, weight_decay)
-        if min(members, hidden, layers, embedding) < 1: raise ConfigError("members, hidden, layers and embedding are at least 1", "model")
+        if min(members, hidden, layers, embedding) < 1:
+            raise ConfigError("members, hidden, layers and embedding are at least 1", "model")
         self.linear, self.inputs = LinearPath(features, task.width or 1), Inputs(features, embedding)
         self.views = nn.Parameter(torch.randint(0, 2, (members, 1, self.inputs.size))*2.0 - 1)
         sizes = [self.inputs.size] + [hidden]*layers

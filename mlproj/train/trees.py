@@ -36,10 +36,10 @@ class Forest:
     @classmethod
     def of(cls, trees: list[dict], base: np.ndarray, mode: str) -> "Forest":
         "A forest of trees with the columns `leaf`, `feature`, `threshold`, `left`, `right`, `value`, and their `target`."
-        sizes = [len(t["leaf"]) for t in trees]
-        columns = {name: np.concatenate([t[name] for t in trees]) for name in ("leaf", "feature", "threshold", "left", "right", "value")}
-        return cls(np.repeat(np.arange(len(trees)), sizes), np.concatenate([np.arange(n) for n in sizes]), target=np.repeat([t["target"] for t in trees], sizes),
-                   base=base, mode=mode, **columns)
+        sizes, names = [len(t["leaf"]) for t in trees], ("leaf", "feature", "threshold", "left", "right", "value")
+        return cls(tree=np.repeat(np.arange(len(trees)), sizes), node=np.concatenate([np.arange(n) for n in sizes]),
+                   target=np.repeat([t["target"] for t in trees], sizes), base=base, mode=mode,
+                   **{name: np.concatenate([t[name] for t in trees]) for name in names})
 
 # %% ../../nbs/train/27_trees.ipynb #706098db
 def _ensemble(g: GraphBuilder, x: str, forest: Forest) -> str:
@@ -51,8 +51,8 @@ def _ensemble(g: GraphBuilder, x: str, forest: Forest) -> str:
         return {name + "_as_tensor": helper.make_tensor(name, TensorProto.DOUBLE, [len(values)], values)}
     return g.TreeEnsembleRegressor(
         x, domain="ai.onnx.ml", aggregate_function="SUM", post_transform="NONE", n_targets=len(f.base),
-        nodes_treeids=f.tree.tolist(), nodes_nodeids=f.node.tolist(), nodes_featureids=f.feature.tolist(), nodes_modes=np.where(leaf, "LEAF", f.mode).tolist(),
-        nodes_truenodeids=f.left.tolist(), nodes_falsenodeids=f.right.tolist(), **numbers("nodes_values", f.threshold),
+        nodes_treeids=f.tree.tolist(), nodes_nodeids=f.node.tolist(), nodes_featureids=f.feature.tolist(),
+        nodes_modes=np.where(leaf, "LEAF", f.mode).tolist(), nodes_truenodeids=f.left.tolist(), nodes_falsenodeids=f.right.tolist(), **numbers("nodes_values", f.threshold),
         target_treeids=f.tree[leaf].tolist(), target_nodeids=f.node[leaf].tolist(), target_ids=f.target[leaf].tolist(),
         **numbers("target_weights", f.value[leaf]), **numbers("base_values", f.base))
 
@@ -69,8 +69,10 @@ def forest_graph(forest: Forest, width: int, categories: int, task: Task) -> Mod
 class Trees:
     "Boosted trees for every task. `rounds`: trees of each raw number; `params`: the library's own."
     def __init__(self, features: Features, task: Task, rounds: int = 200, **params):
-        for name in self.decided & set(params): raise ConfigError(f"{name} is decided by the task, which is {task.kind}", f"model.{name}", "remove it")
-        self.width, self.categories, self.task, self.rounds, self.params = features.width, len(features.cardinalities), task, rounds, params
+        for name in self.decided & set(params):
+            raise ConfigError(f"{name} is decided by the task, which is {task.kind}", f"model.{name}", "remove it")
+        self.width, self.categories = features.width, len(features.cardinalities)
+        self.task, self.rounds, self.params = task, rounds, params
 
     def matrix(self, x_numbers, x_codes) -> np.ndarray: return np.hstack([x_numbers, x_codes.astype(np.float32)])
 
@@ -91,7 +93,8 @@ class Trees:
     def graph(self) -> ModelProto: return forest_graph(self.forest, self.width, self.categories, self.task)
 
 # %% ../../nbs/train/27_trees.ipynb #d9adb4ad
-def _inexact(what: str, key: str): return ConfigError(f"{what} have no exact graph", f"model.{key}", "remove it; nothing that predicts differently is shipped")
+def _inexact(what: str, key: str) -> ConfigError:
+    return ConfigError(f"{what} have no exact graph", f"model.{key}", "remove it; nothing that predicts differently is shipped")
 
 # %% ../../nbs/train/27_trees.ipynb #0737650b
 def lightgbm_trees(booster, classes: int) -> list[dict]:
@@ -109,8 +112,10 @@ def lightgbm_trees(booster, classes: int) -> list[dict]:
         threshold = np.where(threshold == -np.float64(np.float32(1e-35)), np.nextafter(threshold, -np.inf), threshold)
         child = lambda name: (lambda c: np.where(c < 0, inner + ~c, c))(column(name, np.int64))
         pad = lambda values: np.append(values, np.zeros(inner + 1, values.dtype))
-        found.append(dict(leaf=np.arange(2*inner + 1) >= inner, feature=pad(column("split_feature", np.int64)), threshold=pad(threshold), left=pad(child("left_child")),
-                          right=pad(child("right_child")), value=np.append(np.zeros(inner), np.array(fields["leaf_value"].split(), np.float64)), target=i % classes))
+        leaves = np.array(fields["leaf_value"].split(), np.float64)
+        found.append(dict(leaf=np.arange(2*inner + 1) >= inner, feature=pad(column("split_feature", np.int64)),
+                          threshold=pad(threshold), left=pad(child("left_child")), right=pad(child("right_child")),
+                          value=np.append(np.zeros(inner), leaves), target=i % classes))
     return found
 
 # %% ../../nbs/train/27_trees.ipynb #65af806a
@@ -135,7 +140,8 @@ class LightGBM(Trees):
         ear = _Ear()
         lightgbm.register_logger(ear)
         try: grown = lightgbm.train(params, lightgbm.Dataset(X, y), self.rounds)
-        except lightgbm.basic.LightGBMError as error: raise ConfigError(str(error).splitlines()[0], "model", "see LightGBM's parameters") from None
+        except lightgbm.basic.LightGBMError as error:
+            raise ConfigError(str(error).splitlines()[0], "model", "see LightGBM's parameters") from None
         unknown = sorted({line.partition("Unknown parameter: ")[2].strip() for line in ear.heard if "Unknown parameter: " in line})
         if unknown: raise ConfigError(f"LightGBM has no parameter {' and no '.join(unknown)}", "model", "see LightGBM's parameters")
         return grown
@@ -158,10 +164,10 @@ def xgboost_trees(booster) -> tuple[list[dict], np.ndarray]:
     found = []
     for tree, target in zip(made["model"]["trees"], made["model"]["tree_info"]):
         if any(tree["split_type"]): raise _inexact("native categories", "enable_categorical")
-        left, right, at = np.array(tree["left_children"]), np.array(tree["right_children"]), np.array(tree["split_conditions"], np.float32)
-        leaf = left < 0  # a leaf keeps its value where others keep their threshold
-        found.append(dict(leaf=leaf, feature=np.array(tree["split_indices"]), threshold=np.where(leaf, 0, at), left=np.where(leaf, 0, left), right=np.where(leaf, 0, right),
-                          value=np.where(leaf, at, 0), target=target))
+        at, leaf = np.array(tree["split_conditions"], np.float32), np.array(tree["left_children"]) < 0
+        inner = lambda values: np.where(leaf, 0, values)
+        found.append(dict(leaf=leaf, feature=np.array(tree["split_indices"]), threshold=inner(at), left=inner(tree["left_children"]),
+                          right=inner(tree["right_children"]), value=np.where(leaf, at, 0), target=target))  # a leaf keeps its value there
     base = np.array(json.loads(head["base_score"]), np.float32).ravel()
     return found, np.log(base/(1 - base)) if learner["objective"]["name"] == "binary:logistic" else base
 
@@ -171,7 +177,8 @@ class XGBoost(Trees):
     decided = {"objective", "num_class", "num_target", "quantile_alpha"}
 
     def objective(self, quantile) -> dict:
-        kind = dict(binary="binary:logistic", multiclass="multi:softprob", regression="reg:quantileerror" if quantile else "reg:squarederror")[self.task.kind]
+        number = "reg:quantileerror" if quantile else "reg:squarederror"
+        kind = dict(binary="binary:logistic", multiclass="multi:softprob", regression=number)[self.task.kind]
         return (dict(objective=kind, validate_parameters=True) | (dict(quantile_alpha=quantile) if quantile else {})
                 | (dict(num_class=self.task.width) if self.task.kind == "multiclass" else {}))
 
@@ -180,7 +187,8 @@ class XGBoost(Trees):
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             try: grown = xgboost.train(params, xgboost.DMatrix(X, y), self.rounds)
-            except xgboost.core.XGBoostError as error: raise ConfigError(str(error).splitlines()[0], "model", "see XGBoost's parameters") from None
+            except xgboost.core.XGBoostError as error:
+                raise ConfigError(str(error).splitlines()[0], "model", "see XGBoost's parameters") from None
         unknown = [found[1] for w in heard if (found := re.search(r"Parameters: \{ (.*) \} are not used", str(w.message)))]
         if unknown: raise ConfigError(f"XGBoost has no parameter {unknown[0]}", "model", "see XGBoost's parameters")
         return grown
