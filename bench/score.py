@@ -1,7 +1,7 @@
 """Scores a table in a batch beside MLflow, scikit-learn and three ways with onnxruntime; all of them compute the same logistic model.
 
-    PEERS_HOME=… python bench/score.py           rows/s from Parquet to Parquet, 1 M flights, median of 3 in turn
-    PEERS_HOME=… python bench/score.py memory    mlproj on 1, 10 and 30 M rows
+    PEERS=… PEERS_HOME=… python bench/score.py           rows/s from Parquet to Parquet, 1 M flights, median of 3 in turn
+    PEERS=… PEERS_HOME=… python bench/score.py memory    mlproj on 1, 10 and 30 M rows
 
 `PEERS_HOME` is where the peers were set up (see their README.md: the environments `base` and `mlflow`, data.py and model.py). The peers' scripts are read
 from `PEERS`. A contender is a process of its own; its time is from the Parquet file to the Parquet file, without imports and without loading the model.
@@ -10,7 +10,7 @@ import json, os, re, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = Path(os.environ.get("PEERS", ROOT.parent/"shared"/"bench"/"peers"))
+PEERS = Path(os.environ.get("PEERS", "peers"))
 HOME = Path(os.environ.get("PEERS_HOME", Path(tempfile.gettempdir())/"peers"))
 LABELS = dict(onnx_codes="onnxruntime, strings to codes by Polars (limit)", onnx_polars2="onnxruntime, two inputs (limit)", onnx_polars21="skl2onnx, Polars",
               sklearn_pandas="scikit-learn, pandas", mlflow_pyfunc="MLflow pyfunc")
