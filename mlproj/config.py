@@ -145,6 +145,8 @@ def _check_choices(config: RunConfig) -> None:
     if t != "f1" and not (isinstance(t, float) and 0 < t < 1): raise ConfigError(f"{t!r} is no threshold", "task.threshold", "between 0 and 1, or f1")
     for key, (value, limit) in least.items():
         if value < limit: raise ConfigError(f"{key.partition('.')[2]} is {value}", key, f"{limit} or more")
+    if (config.package.precision, config.package.int8_budget) == ("int8", None):
+        raise ConfigError("is null, and int8 is to be shipped", "package.int8_budget", "say what it may cost of the first metric")
     if not 0 <= config.seed < 2**32: raise ConfigError(f"seed is {config.seed}", "seed", "0 to 4294967295")
     legal(config.data.name, "data.name")
     Gate.of(config.gate.criteria)

@@ -284,7 +284,7 @@ def _trained(c: Context, folder: Path, figures: dict, said: list):
     "A LightningModule, trained by Lightning and tracked by W&B."
     import pytorch_lightning as pl
     from mlproj.train.evaluate import say_figure
-    from mlproj.train.fit import fit, monitored, wandb_logger
+    from mlproj.train.fit import fit, wandb_logger
     from mlproj.train.network import as_model
     t, task, tensors = c.config.train, c.values["task"], c.values["tensors"]
     pl.seed_everything(c.config.seed, workers=True, verbose=False)
@@ -297,7 +297,7 @@ def _trained(c: Context, folder: Path, figures: dict, said: list):
     size = sum(p.numel() for p in model.parameters())
     figures.update(parameters=size, **{k: v for k, v in asdict(fitted).items() if k != "seconds"} | dict(scores=list(fitted.scores)))
     said.append(f"{type(model).__name__}, {size:,} parameters: best epoch {fitted.best_epoch} of {fitted.epochs}, validation "
-                f"{monitored(task)[0].replace('_', ' ')} {say_figure(fitted.scores[fitted.best_epoch - 1])}; {fitted.rows_per_second:,.0f} rows/s")
+                f"{fitted.metric.replace('_', ' ')} {say_figure(fitted.best)}; {fitted.rows_per_second:,.0f} rows/s")
     return model
 
 def train_stage(c: Context) -> None:
@@ -373,26 +373,25 @@ def _figures(card, which: str) -> dict:
     "The metrics of model or baseline by part, with n and interval."
     return {part: {name: dict(n=m["n"], **m[which]) for name, m in metrics.items()} for part, metrics in card.metrics.items()}
 
-def _smaller(whole, contract, golden, task, budget: float | None):
-    "The graph in int8 and what that costs; (None, None) where the budget is not set, or no tensor is large enough."
-    from mlproj.train.export import compare_int8, quantise
-    if budget is None: return None, None
-    try: small = quantise(whole)
-    except ConfigError: return None, None
-    return small, compare_int8(whole, small, contract, golden, task, budget)
+def _told(found) -> dict:
+    "What int8 costs, for a bundle's facts."
+    return dict(int8=found.worst, int8_costs={found.metric: found.int8 - found.fp32})
 
 def _proven(c: Context, golden):
     "The graph that is shipped, its predictions for the golden rows, and how far its other forms are from them. Raises `ParityError`."
-    from mlproj.train.export import join, prove, quantise
+    from mlproj.train.export import compare_int8, join, prove, quantise
     contract, task, p = c.values["contract"], c.values["task"], c.config.package
     whole = join(c.values["features_graph"], c.values["model"].graph(), task)
     parity = prove(whole, c.values["features_graph"], c.values["model"], contract, golden, task)
     agreed = dict(rows=parity.rows) | {name.replace(" ", "_"): value for name, value in parity.worst.items()}
-    small, found = _smaller(whole, contract, golden, task, p.int8_budget)
-    if found: agreed |= dict(int8=found.worst, int8_costs={found.metric: found.int8 - found.fp32})
-    if p.precision == "fp32": return whole, parity.predictions, agreed
-    if small is None: quantise(whole)  # which says why not
-    return small, found.predictions, agreed
+    if p.int8_budget is None: return whole, parity.predictions, agreed
+    try: small = quantise(whole)
+    except ConfigError:
+        if p.precision == "int8": raise
+        return whole, parity.predictions, agreed
+    found = compare_int8(whole, small, contract, golden, task, p.int8_budget)
+    agreed |= _told(found)
+    return (small, found.predictions, agreed) if p.precision == "int8" else (whole, parity.predictions, agreed)
 
 # %% ../nbs/50_pipeline.ipynb #f81f5607
 def bundle_stage(c: Context) -> None:
@@ -439,7 +438,7 @@ def export_int8(bundle, folder, budget: float = 0.005) -> str:
     whole, golden = onnx.load_model_from_string((bundle.path/"model.onnx").read_bytes()), bundle.golden
     small = quantise(whole)
     found = compare_int8(whole, small, bundle.contract, golden, bundle.task, budget)
-    facts = bundle.facts | dict(precision="int8", parity=bundle.facts["parity"] | dict(int8=found.worst, int8_costs={found.metric: found.int8 - found.fp32}))
+    facts = bundle.facts | dict(precision="int8", parity=bundle.facts["parity"] | _told(found))
     path = write_bundle(folder, small.SerializeToString(deterministic=True), bundle.contract, bundle.profile,
                         golden.with_columns(prediction=pl.Series(found.predictions)), facts)
     return (f"{path}: the graph has {found.size:.0%} of the size; largest difference {found.worst:.2g}, {found.metric.replace('_', ' ')} {found.int8:.4f} "

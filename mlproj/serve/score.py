@@ -23,7 +23,7 @@ from ..data.count import parts_of
 from ..data.guard import ASIDE, Report, Violation, _hint, _Rule, _rules_of
 from ..data.source import _whole, scan_table
 from ..project import ContractError, DataError, MlprojError, file_atomic, fsync_folder, sha256, to_json, write_json
-from .bundle import Bundle, _session
+from .bundle import Bundle, _session, message_class
 
 # %% ../../nbs/serve/34_score.ipynb #c99f04a9
 # of onnx.proto, what a cut reads or writes: message, field, its number and kind; all other fields stay as they are
@@ -36,22 +36,7 @@ _ONNX = dict(Model=dict(graph=(7, "Graph")), Value=dict(name=(1, str), type=(2, 
              Shape=dict(dim=(1, ["Dim"])), Dim=dict(dim_value=(1, int), dim_param=(2, str)))
 
 @cache
-def _model_class():
-    "The class of ONNX's model message, by Protocol Buffers."
-    from google.protobuf.descriptor_pb2 import FieldDescriptorProto as F, FileDescriptorProto
-    from google.protobuf.descriptor_pool import DescriptorPool
-    from google.protobuf.message_factory import GetMessageClass
-    file = FileDescriptorProto(name="cut_of_onnx.proto", package="cut", syntax="proto2")
-    for name, fields in _ONNX.items():
-        message = file.message_type.add(name=name)
-        for field_name, (number, held) in fields.items():
-            kind, label = (held[0], F.LABEL_REPEATED) if isinstance(held, list) else (held, F.LABEL_OPTIONAL)
-            plain = {str: F.TYPE_STRING, int: F.TYPE_INT64, bytes: F.TYPE_BYTES}.get(kind)
-            more = dict(type=plain) if plain else dict(type=F.TYPE_MESSAGE, type_name=f".cut.{kind}")
-            message.field.add(name=field_name, number=number, label=label, **more)
-    pool = DescriptorPool()
-    pool.Add(file)
-    return GetMessageClass(pool.FindMessageTypeByName("cut.Model"))
+def _model_class(): return message_class(_ONNX)
 
 # %% ../../nbs/serve/34_score.ipynb #33b5718b
 _ELEMENTS = {"float32": 1, "int32": 6, "int64": 7, "object": 8, "bool": 9, "float64": 11}  # numpy's names: ONNX's numbers
