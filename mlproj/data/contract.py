@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SEVERITIES', 'DTYPES', 'COLUMN_RULES', 'ALLOWED', 'LONGEST', 'TABLE_RULES', 'Span', 'VOCABULARY', 'FEW_SHAPES',
-           'MOSTLY_EMPTY', 'HEADER', 'EXACT', 'Column', 'in_polars', 'RowRule', 'Judge', 'parse_rule', 'JoinRule',
-           'TableRules', 'length_of_time', 'span_of', 'Contract', 'pattern_of', 'FullDays', 'full_days',
+           'MOSTLY_EMPTY', 'HEADER', 'BLOCK', 'EXACT', 'Column', 'in_polars', 'RowRule', 'Judge', 'parse_rule',
+           'JoinRule', 'TableRules', 'length_of_time', 'span_of', 'Contract', 'pattern_of', 'FullDays', 'full_days',
            'infer_contract', 'contract_yaml', 'contract_from_yaml', 'save_contract', 'load_contract', 'kind_in_polars',
-           'fits', 'misfit', 'Change', 'diff_contracts', 'relax', 'pack', 'RequestReader', 'MalformedError',
-           'json_schema', 'example_row']
+           'fits', 'misfit', 'Change', 'diff_contracts', 'relax', 'pack', 'number_columns', 'side_by_side',
+           'RequestReader', 'MalformedError', 'json_schema', 'example_row']
 
 # %% ../../nbs/data/12_contract.ipynb #f7c4a759
 import ast
@@ -812,39 +812,42 @@ def relax(contract: Contract, profile, on="") -> Contract:
     return replace(contract, columns=columns, table=_relax_table(contract, profile, said))
 
 # %% ../../nbs/data/12_contract.ipynb #bc9a2e9b
+BLOCK = 2**11  # rows that are written side by side while they are in the processor's cache
+
 def pack(contract: Contract, frame) -> tuple[np.ndarray, np.ndarray]:
     """The features of a Polars frame as the graph's inputs: `numbers` (n, k) float64, missing as NaN, and `strings` (n, m)
     object, missing as `''`. Times are seconds since 1970 (UTC). Raises `ContractError` for a column of another kind."""
+    columns, numbers = number_columns(contract, frame), np.empty((frame.height, contract.number_width))
+    for first in range(0, frame.height, BLOCK): side_by_side(columns, first, numbers[first:first + BLOCK])
+    strings = [pl.col(n).cast(pl.String).fill_null("") for n in contract.strings]
+    return numbers, frame.select(strings).to_numpy(order="c") if strings else np.empty((frame.height, 0), object)
+
+def number_columns(contract: Contract, frame) -> list[np.ndarray]:
+    "The numbers of `pack` column by column, (n, 1) or, of a vector, (n, length). Raises as `pack` does, for any feature."
     for name in contract.features:
         if wrong := misfit(contract, name, frame.schema.get(name)): raise ContractError(wrong, f"column {name!r}")
-    scalars = [n for n in contract.numbers if contract.columns[n].kind != "vector"]
-    numbers = _matrix(frame, [_number(n, frame.schema[n]) for n in scalars], np.float64)
-    for i, name in enumerate(scalars):
-        # in numpy: Polars multiplies by the reciprocal, which rounds otherwise
-        if contract.columns[name].kind == "time": numbers[:, i] /= 1e6
-    if len(scalars) < len(contract.numbers): numbers = _with_vectors(contract, frame, scalars, numbers)
-    return numbers, _matrix(frame, [pl.col(n).cast(pl.String).fill_null("") for n in contract.strings], object)
+    kinds = {n: contract.columns[n].kind for n in contract.numbers}
+    scalars = frame.select([_number(n, frame.schema[n]) for n, kind in kinds.items() if kind != "vector"])
+    def of(name: str, kind: str) -> np.ndarray:
+        if kind == "vector": return _vectors(frame[name], contract.columns[name])
+        values = scalars[name].to_numpy()[:, None]
+        return values/1e6 if kind == "time" else values  # in numpy: Polars multiplies by the reciprocal, which rounds otherwise
+    return [of(name, kind) for name, kind in kinds.items()]
 
-def _matrix(frame, columns: list[pl.Expr], dtype) -> np.ndarray:
-    "Columns of a Polars frame side by side, a row after the other."
-    return frame.select(columns).to_numpy(order="c", writable=True) if columns else np.empty((frame.height, 0), dtype)
+def side_by_side(columns: list[np.ndarray], first: int, out: np.ndarray) -> None:
+    "Writes the rows of columns from `first` on to `out` (rows, width)."
+    ends = np.cumsum([column.shape[1] for column in columns]).tolist()
+    for column, end in zip(columns, ends): out[:, end - column.shape[1]:end] = column[first:first + len(out)]
 
 def _number(name: str, dtype) -> pl.Expr:
     "A column as float64; a time as microseconds since 1970, those of nanoseconds rounded as requests are."
     x = pl.col(name).to_physical()
     unit = "D" if dtype == pl.Date else getattr(dtype, "time_unit", "")
     if unit == "ns": x = x//1000 + (x % 1000 >= 500)
-    return x.cast(pl.Float64)*dict(D=86400e6, ms=1e3)[unit] if unit in ("D", "ms") else x.cast(pl.Float64)
+    x = x.cast(pl.Float64)*dict(D=86400e6, ms=1e3)[unit] if unit in ("D", "ms") else x.cast(pl.Float64)
+    return x.fill_null(float("nan"))
 
 # %% ../../nbs/data/12_contract.ipynb #dcf032e3
-def _with_vectors(contract: Contract, frame, scalars: list[str], numbers: np.ndarray) -> np.ndarray:
-    "`numbers` with the vectors put in at their places."
-    whole, slices = np.empty((frame.height, contract.number_width)), contract.number_slices
-    whole[:, [slices[n].start for n in scalars]] = numbers
-    for name in contract.numbers:
-        if contract.columns[name].kind == "vector": whole[:, slices[name]] = _vectors(frame[name], contract.columns[name])
-    return whole
-
 def _vectors(series: pl.Series, c: Column) -> np.ndarray:
     "Vectors as (n, length) float64, NaN where one is missing. Raises `ContractError` naming the first row that has another."
     if series.dtype == pl.Array: series = series.arr.to_list()

@@ -16,7 +16,7 @@ import onnx
 import polars as pl
 from onnx import TensorProto, helper, numpy_helper
 
-from ..data.contract import Contract, pack
+from ..data.contract import Contract, number_columns, pack, side_by_side
 from ..project import DataError
 from .encoders import (CYCLES, CategoryEncoder, Choice, NumberEncoder, OrdinalEncoder, PiecewiseEncoder,
                                    QuantileEncoder, TextEncoder, TimeEncoder, VectorEncoder, choose_encoder, choose_encoders,
@@ -280,50 +280,84 @@ def session(graph: onnx.ModelProto, threads: int = 0):
     return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 # %% ../../nbs/train/20_features.ipynb #b701a5ab
-def _lookups(graph: onnx.ModelProto) -> dict[str, tuple[list[int], list[str]]]:
-    "The values of a graph that are numbers of strings: name to (columns of `strings`, the words that have a number of their own)."
+def _lookups(graph: onnx.ModelProto) -> dict[str, tuple[list[int], list[str], int]]:
+    "What the graph makes of single strings, as far as it goes: name to (columns of `strings`, the words it knows, type of tensor)."
     constants = {i.name: i for i in graph.graph.initializer}
     width = next((i.type.tensor_type.shape.dim[1].dim_value for i in graph.graph.input if i.name == "strings"), 0)
-    found, columns = {}, dict(strings=list(range(width)))
+    made, needed = dict(strings=(list(range(width)), [], TensorProto.STRING)), {o.name for o in graph.graph.output}
     for node in graph.graph.node:
-        source = columns.get(node.input[0]) if node.input else None
-        if source is None: continue
-        if node.op_type == "Gather":
-            columns[node.output[0]] = [source[i] for i in numpy_helper.to_array(constants[node.input[1]])]
-        if node.op_type == "LabelEncoder":
-            words = next(a.strings for a in node.attribute if a.name == "keys_strings")
-            found[node.output[0]] = source, [word.decode() for word in words]
-    return found
+        columns, words, dtype = next((made[i] for i in node.input if i in made), (None, None, None))
+        if columns and node.op_type == "Gather": columns = [columns[i] for i in numpy_helper.to_array(constants[node.input[1]])]
+        elif columns and node.op_type == "GatherElements": dtype = constants[node.input[0]].data_type
+        elif columns and node.op_type == "LabelEncoder":
+            words, dtype = [w.decode() for a in node.attribute if a.name == "keys_strings" for w in a.strings], TensorProto.INT64
+        else:
+            needed.update(node.input)
+            continue
+        made[node.output[0]] = columns, words, dtype
+    return {name: found for name, found in made.items() if name in needed and found[1]}
 
 # %% ../../nbs/train/20_features.ipynb #e53c3c6a
 def _halves(graph: onnx.ModelProto, lookups) -> tuple:
-    "The graph cut where strings have become numbers, as two sessions: before (None if there is nothing before) and behind."
+    "The graph cut behind its lookups, as two sessions, None where nothing is left: before, and behind."
     if not lookups: return None, session(graph, 1)
     told = onnx.ModelProto()
     told.CopyFrom(graph)  # onnx does not know the type of what a LabelEncoder gives
-    told.graph.value_info.extend(helper.make_tensor_value_info(value, TensorProto.INT64, ["rows", len(columns)])
-                                 for value, (columns, _) in lookups.items())
-    extractor, inputs = onnx.utils.Extractor(told), [i.name for i in graph.graph.input]
-    behind = extractor.extract_model([*inputs, *lookups], [o.name for o in graph.graph.output])
-    if not any("strings" in node.input for node in behind.graph.node):  # only texts are still strings
-        behind.graph.input.remove(next(i for i in behind.graph.input if i.name == "strings"))
-    return session(extractor.extract_model(["strings"], list(lookups)), 1), session(behind, 1)
+    told.graph.value_info.extend(helper.make_tensor_value_info(value, dtype, ["rows", len(columns)])
+                                 for value, (columns, _, dtype) in lookups.items())
+    extractor, outputs = onnx.utils.Extractor(told), [o.name for o in graph.graph.output]
+    before, rest = session(extractor.extract_model(["strings"], list(lookups)), 1), [name for name in outputs if name not in lookups]
+    if not rest: return before, None
+    behind = extractor.extract_model([*(i.name for i in graph.graph.input), *(v for v in lookups if v not in outputs)], rest)
+    used = {name for node in behind.graph.node for name in node.input}  # of the strings, only texts are
+    for unused in [i for i in behind.graph.input if i.name not in used]: behind.graph.input.remove(unused)
+    return before, session(behind, 1)
 
 # %% ../../nbs/train/20_features.ipynb #4f546fd4
 def _tables(before, contract: Contract, lookups) -> dict[str, tuple[list[pl.Expr], np.ndarray]]:
-    "For each value at the cut: an expression for each column, the place of a row's word in a table; and that table (words + 1,)."
+    "For each lookup: for each column an expression, the place of a row's word in a table; and that table (words + 1, columns)."
     tables = {}
-    for value, (columns, words) in lookups.items():
+    for value, (columns, words, _) in lookups.items():
         unknown = max(words, key=len) + "?"
         seen = pl.DataFrame({name: pl.Series([*words, unknown] if i in columns else [None]*(len(words) + 1), dtype=pl.String)
                              for i, name in enumerate(contract.strings)})
         table = before.run([value], dict(strings=pack(replace(contract, features=contract.strings), seen)[1]))[0]
         as_word = lambda name: pl.col(name).cast(pl.String).fill_null("").cast(pl.Enum(words), strict=False)
-        tables[value] = [as_word(contract.strings[i]).to_physical().fill_null(len(words)) for i in columns], table[:, 0].copy()
+        places = [as_word(contract.strings[i]).to_physical().fill_null(len(words)).alias(str(j)) for j, i in enumerate(columns)]
+        tables[value] = places, table
     return tables
 
+def _look_up(chunk: pl.DataFrame, places: list[pl.Expr], table: np.ndarray, out: np.ndarray) -> np.ndarray:
+    "Writes what the words of a chunk became to `out` (n, columns)."
+    for j, rows in enumerate(chunk.select(places)): out[:, j] = table[:, j][rows.to_numpy()]
+    return out
+
 # %% ../../nbs/train/20_features.ipynb #1c2c1292
-CHUNK, TEXTS = 2**15, 2**10  # rows of a thread's task; most rows of a batch with texts, which become as long as the longest
+def _feeds(contract: Contract, chunk: pl.DataFrame, inputs, looked_up: dict[str, np.ndarray], rows: int):
+    "What a session is fed, batch by batch; the numbers of a batch are written where those of the last were."
+    only = lambda kind, names: replace(contract, features=names if kind in inputs else ())
+    columns, numbers = number_columns(only("numbers", contract.numbers), chunk), np.empty((rows, contract.number_width))
+    whole = {name: looked_up[name] for name in inputs if name in looked_up}
+    if "strings" in inputs: whole["strings"] = pack(only("strings", contract.strings), chunk)[1]
+    for first in range(0, chunk.height, rows):
+        feeds = {name: values[first:first + rows] for name, values in whole.items()}
+        if columns:
+            feeds["numbers"] = numbers[:chunk.height - first]
+            side_by_side(columns, first, feeds["numbers"])
+        yield feeds
+
+def _run_into(behind, feeds: dict, out: dict[str, np.ndarray]) -> None:
+    "Runs a session on one batch; its outputs are written to where they belong."
+    if "strings" in feeds:  # onnxruntime does not bind strings
+        for values, there in zip(behind.run(list(out), feeds), out.values()): there[:] = values
+        return
+    binding = behind.io_binding()
+    for name, values in feeds.items(): binding.bind_cpu_input(name, values)
+    for name, values in out.items(): binding.bind_output(name, "cpu", 0, values.dtype, values.shape, values.ctypes.data)
+    behind.run_with_iobinding(binding)
+
+# %% ../../nbs/train/20_features.ipynb #57040549
+CHUNK, TEXTS = 2**17, 2**10  # most rows of a thread's task; most rows of a batch with texts, which become as long as the longest
 
 def encode(graph: onnx.ModelProto, contract: Contract, frame: pl.DataFrame, rows: int = 4096) -> tuple[np.ndarray, np.ndarray]:
     """The tensors of a table, made by the graph in batches of `rows`: `x_numbers` (n, width) float32, `x_codes` (n, codes) int64.
@@ -331,17 +365,17 @@ def encode(graph: onnx.ModelProto, contract: Contract, frame: pl.DataFrame, rows
     pack(contract, frame.clear())  # the types, before any work
     lookups = _lookups(graph)
     before, behind = _halves(graph, lookups)
-    tables, texts = _tables(before, contract, lookups), any(i.name == "strings" for i in behind.get_inputs())
-    needed, rows = (contract, min(rows, TEXTS)) if texts else (replace(contract, features=contract.numbers), rows)
-    widths, dtypes = {o.name: o.shape[1] for o in behind.get_outputs()}, dict(x_numbers=np.float32, x_codes=np.int64)
-    made = {name: np.empty((frame.height, width), dtypes[name]) for name, width in widths.items()}
+    tables, inputs = _tables(before, contract, lookups), [i.name for i in behind.get_inputs()] if behind else []
+    widths = {o.name: o.type.tensor_type.shape.dim[1].dim_value for o in graph.graph.output}
+    made = {name: np.empty((frame.height, widths.get(name, 0)), dtype) for name, dtype in dict(x_numbers=np.float32, x_codes=np.int64).items()}
+    batch, threads = min(rows, TEXTS) if "strings" in inputs else rows, os.cpu_count()
+    step = min(CHUNK, max(batch, -(-frame.height//threads)))
     def task(first: int) -> None:
-        chunk = frame[first:first + CHUNK]
-        feeds = dict(zip(("numbers", "strings"), pack(needed, chunk))) | {value: table[chunk.select(places).to_numpy(order="c")]
-                                                                          for value, (places, table) in tables.items()}
-        for start in range(0, chunk.height, rows):
-            part = slice(start, start + rows)
-            done = behind.run(list(made), {name: v[part] for name, v in feeds.items() if v.shape[1]})
-            for values, out in zip(done, made.values()): out[first + start:first + start + len(values)] = values
-    with ThreadPoolExecutor(os.cpu_count()) as pool: list(pool.map(task, range(0, frame.height, CHUNK)))
-    return tuple(made.get(name, np.empty((frame.height, 0), dtype)) for name, dtype in dtypes.items())
+        chunk, out = frame[first:first + step], {name: values[first:first + step] for name, values in made.items()}
+        looked_up = {value: _look_up(chunk, places, table, out.get(value, np.empty((chunk.height, len(places)), table.dtype)))
+                     for value, (places, table) in tables.items()}
+        rest = {name: values for name, values in out.items() if name in widths and name not in tables}
+        for i, feeds in enumerate(_feeds(contract, chunk, inputs, looked_up, batch) if rest else ()):
+            _run_into(behind, feeds, {name: values[i*batch:(i + 1)*batch] for name, values in rest.items()})
+    with ThreadPoolExecutor(threads) as pool: list(pool.map(task, range(0, frame.height, step)))
+    return made["x_numbers"], made["x_codes"]
