@@ -2,6 +2,7 @@
 
     PEERS=… PEERS_HOME=… python bench/score.py           rows/s from Parquet to Parquet, 1 M flights, median of 3 in turn
     PEERS=… PEERS_HOME=… python bench/score.py memory    mlproj on 1, 10 and 30 M rows
+    PEERS=… PEERS_HOME=… python bench/score.py row       one row, beside the same model by hand and by skl2onnx
 
 `PEERS_HOME` is where the peers were set up (see their README.md: the environments `base` and `mlflow`, data.py and model.py). The peers' scripts are read
 from `PEERS`. A contender is a process of its own; its time is from the Parquet file to the Parquet file, without imports and without loading the model.
@@ -152,7 +153,39 @@ def memory() -> None:
     table(["rows", "s", "rows/s", "peak MB", "table MB", "predictions MB"], rows)
 
 
+def row() -> None:
+    "One row through each graph of the same model, in this process, in turn: the median of 40 times 500 rows."
+    import numpy as np
+    import onnxruntime as ort
+    from mlproj.data.contract import pack
+    from mlproj.serve.bundle import Bundle
+    with tempfile.TemporaryDirectory() as folder:
+        opened = Bundle.open(make_bundle(Path(folder)))
+        rows = opened.golden.head(500)
+    numbers, strings = pack(opened.contract, rows)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    models = {name: ort.InferenceSession(str(file), options) for name, file in dict(hand=hand_made(), skl2onnx=hand_made().with_name("model.onnx")).items()}
+    single = lambda column: column.reshape(-1, 1)
+    columns = [*((n, single(numbers[:, i]).astype(np.float32)) for i, n in enumerate(opened.contract.numbers)), *((n, single(strings[:, i])) for i, n in enumerate(opened.contract.strings))]
+    floats = numbers.astype(np.float32)
+    contenders = {"**mlproj, the graph of a bundle**": lambda i: opened.predict(numbers[i:i + 1], strings[i:i + 1]),
+                  "by hand, two inputs, scaling folded into the weights, no clipping (limit)": lambda i: models["hand"].run(None, dict(num=floats[i:i + 1], cat=strings[i:i + 1])),
+                  "skl2onnx, 21 inputs": lambda i: models["skl2onnx"].run(["probabilities"], {n: v[i:i + 1] for n, v in columns})}
+    times = {name: [] for name in contenders}
+    for turn in range(40):
+        for name, one in contenders.items():
+            begun = time.perf_counter_ns()
+            for i in range(len(rows)): one(i)
+            times[name].append((time.perf_counter_ns() - begun)/len(rows)/1000)
+    medians = {name: statistics.median(t[2:]) for name, t in times.items()}
+    table(["one row, the same logistic model", "µs", "of the limit"], [[n, f"{m:.1f}", f"{m/list(medians.values())[1]:.2f}"] for n, m in medians.items()])
+
+
+def hand_made() -> Path: return next(HOME.glob("models/*/model2.onnx"))
+
+
 if __name__ == "__main__":
-    tasks = dict(ours=ours, memory=memory, bundle=lambda folder: make_bundle(Path(folder)), table=repeat_table)
+    tasks = dict(row=row, ours=ours, memory=memory, bundle=lambda folder: make_bundle(Path(folder)), table=repeat_table)
     if sys.argv[1:2] and sys.argv[1] in tasks: tasks[sys.argv[1]](*sys.argv[2:])
     else: beside(int((sys.argv[1:] or [3])[0]))
