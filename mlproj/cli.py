@@ -42,19 +42,20 @@ def run(ctx: typer.Context):
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
-    from mlproj.config import checked, conf_folder
+    from mlproj.config import checked, conf_folder, own_groups
     from mlproj.pipeline import run as run_pipeline
     from mlproj.report import render
     folder, command, failed = conf_folder(), ["mlproj", "run", *ctx.args], []
     sweep = _check_flags(ctx.args)
     # errors come to us, and not to Hydra's printer; its parser wants -m before the overrides
-    os.environ["HYDRA_FULL_ERROR"], sys.argv = "1", ["run", *["-m"]*sweep, *(a for a in ctx.args if a not in SWEEP)]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["run", *["-m"]*sweep, *own_groups(), *(a for a in ctx.args if a not in SWEEP)]
 
     def task(cfg):
         try: _closing(run_pipeline(checked(cfg), render=render, command=command), sweep)
         except Exception as error: failed.append(error)  # what Hydra catches it prints; and a sweep goes on
     try: hydra.main(version_base="1.3", config_path=str(folder) if folder else "pkg://mlproj.conf", config_name="config")(task)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # of composing; errors of stages are in `failed`
         raise ConfigError(_in_short(str(error)),
                           f"override {error.override!r}" if getattr(error, "override", None) else "config",
                           "keys and groups stand in conf/") from None
@@ -273,7 +274,8 @@ def _opened(model: str | None):
     from pathlib import Path
     from mlproj.serve.bundle import Bundle
     from mlproj.serve.registry import Registry
-    if model and Path(model).is_dir(): return Bundle.open(model), ""
+    named = model and Path(model).is_dir() and os.sep in model
+    if named or model and Path(model, "manifest.json").exists(): return Bundle.open(model), ""  # not a folder of data with its name
     version = Registry().resolve(model)
     return Bundle.open(version.path), version.tag
 
@@ -314,7 +316,7 @@ def export(folder: str = typer.Argument(metavar="OUT", help="A new folder"), to:
     elif to == "litert":
         import onnx
         from mlproj.train.litert import export_litert
-        graph = onnx.load_model_from_string((bundle.path/"model.onnx").read_bytes())
+        graph = onnx.load_model_from_string(bundle.graph)
         export_litert(graph, bundle.contract, bundle.golden, bundle.task, folder, Project.find().store, tag or bundle.name)
     else:
         from mlproj.serve.web import export_onnx, export_web
@@ -357,7 +359,7 @@ def main() -> None:
         code = _fail(f"mlproj: {error.format_message()}", getattr(error, "exit_code", 2))
     if code in (130, 143):
         _fail("mlproj: " + {130: "interrupted", 143: "terminated"}[code]
-              + "; nothing is half-written, the next run starts anew", code)
+              + "; nothing is half-written", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 def _fail(text: str, code: int) -> int:

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['CHOICES', 'GIVEN', 'CardConfig', 'DataConfig', 'SplitConfig', 'TaskConfig', 'AuditConfig', 'TrainConfig',
            'GateConfig', 'TrackingConfig', 'EvaluateConfig', 'PackageConfig', 'RegistryConfig', 'RunConfig', 'checked',
-           'target', 'call', 'guarded', 'compose', 'conf_folder']
+           'target', 'call', 'guarded', 'compose', 'conf_folder', 'own_groups']
 
 # %% ../nbs/49_config.ipynb #0ea3eed3
 import importlib, inspect, sys, traceback
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Optional
 
@@ -122,6 +123,7 @@ def checked(cfg) -> RunConfig:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), cfg))
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0], getattr(error, "full_key", "") or "config", "see conf/") from None
+    _check_finite(asdict(config))
     _check_choices(config)
     _check_columns(config)
     for key in ("baseline", "model"): target(getattr(config, key), key)
@@ -130,22 +132,32 @@ def checked(cfg) -> RunConfig:
     return config
 
 # %% ../nbs/49_config.ipynb #a284d05e
+def _check_finite(part, key: str = "") -> None:
+    "Raise `ConfigError` for a number that is not finite, which no file of the ledger could hold."
+    if isinstance(part, float) and not isfinite(part): raise ConfigError(f"is {part}", key, "a finite number")
+    more = part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+    for name, value in more: _check_finite(value, f"{key}.{name}".lstrip("."))
+
 CHOICES = {"tracking.mode": ("offline", "online", "disabled"), "split.method": ("time", "group"), "package.precision": ("fp32", "int8"),
            "task.kind": ("auto", "binary", "multiclass", "regression"), "task.calibration": (None, "auto", "platt", "temperature", "conformal")}
 
 def _check_choices(config: RunConfig) -> None:
     "Raise `ConfigError` for values that are none of the choices, or outside their range."
+    from mlproj.data.task import Task
     from mlproj.serve.registry import legal
     from mlproj.train.evaluate import Gate
     for key, choices in CHOICES.items():
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
         if value not in choices: raise ConfigError(f"{value!r} is unknown", key, "one of " + ", ".join(c or "null" for c in choices))
-    t, least = config.task.threshold, {"evaluate.replicates": (config.evaluate.replicates, 2), "package.golden_rows": (config.package.golden_rows, 10)}
+    t, p, train = config.task.threshold, config.package, config.train
+    least = {"evaluate.replicates": (config.evaluate.replicates, 2), "package.golden_rows": (p.golden_rows, 10), "package.int8_budget": (p.int8_budget or 0, 0),
+             "train.max_epochs": (train.max_epochs, 1), "train.batch_size": (train.batch_size, 1)}
     if t != "f1" and not (isinstance(t, float) and 0 < t < 1): raise ConfigError(f"{t!r} is no threshold", "task.threshold", "between 0 and 1, or f1")
     for key, (value, limit) in least.items():
         if value < limit: raise ConfigError(f"{key.partition('.')[2]} is {value}", key, f"{limit} or more")
-    if (config.package.precision, config.package.int8_budget) == ("int8", None):
+    Task("regression", config.data.label, quantiles=tuple(config.task.quantiles))
+    if (p.precision, p.int8_budget) == ("int8", None):
         raise ConfigError("is null, and int8 is to be shipped", "package.int8_budget", "say what it may cost of the first metric")
     if not 0 <= config.seed < 2**32: raise ConfigError(f"seed is {config.seed}", "seed", "0 to 4294967295")
     legal(config.data.name, "data.name")
@@ -157,6 +169,8 @@ def _check_columns(config: RunConfig) -> None:
     d, s = config.data, config.split
     if s.method == "group" and not s.group: raise ConfigError("no column is named", "split.group", "mlproj run split=group split.group=COLUMN")
     if s.method == "time" and not d.time: raise ConfigError("no column is named", "data.time", "a split by time needs one; or mlproj run split=group split.group=COLUMN")
+    for key in ("contract", "encoders", "label"):
+        if not getattr(d, key): raise ConfigError("is empty", f"data.{key}", "a column" if key == "label" else "a file")
     names = d.features if isinstance(d.features, list) else []
     if d.features != "auto" and not (names and all(isinstance(n, str) for n in names)):
         raise ConfigError(f"is {d.features!r}", "data.features", "auto, or a list of columns")
@@ -174,7 +188,9 @@ def target(section: dict, where: str):
     sys.path[:] = [str(Path.cwd())] + [p for p in sys.path if p not in ("", str(Path.cwd()))]  # a project's own modules, not installed
     try: found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error: raise ConfigError(f"_target_ {path!r} cannot be imported ({error})", where) from None
-    known = inspect.signature(found).parameters
+    except Exception as error: raise ConfigError(f"_target_ {path!r} cannot be imported ({type(error).__name__}: {error})", where, _raised_in(error)) from error
+    try: known = inspect.signature(found).parameters
+    except (TypeError, ValueError): raise ConfigError(f"_target_ {path!r} is no function or class with a signature", where) from None
     any_more = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for key in section:
         if key != "_target_" and key not in known and not any_more:
@@ -191,14 +207,19 @@ def call(section: dict, where: str, **more):
     except TypeError as error: raise ConfigError(str(error), where, f"see the signature of {section['_target_']}") from None
     return guarded(lambda: found(**given), where)
 
+# %% ../nbs/49_config.ipynb #8c15f063
 def guarded(action, where: str):
     "Call, and turn what is raised by other people's code into one line: what, the config section, and the file and line of it."
     try: return action()
     except MlprojError: raise
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        raise ConfigError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", where,
-                          f"raised in {frame.filename}, line {frame.lineno}") from error
+        raise ConfigError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", where, _raised_in(error)) from error
+
+def _raised_in(error: Exception) -> str:
+    "Where, in words: the innermost line that is not of an installed package, if there is one."
+    frames = traceback.extract_tb(error.__traceback__)[::-1]
+    frame = next((f for f in frames if "site-packages" not in f.filename and "importlib" not in f.filename), frames[0])
+    return f"raised in {frame.filename}, line {frame.lineno}"
 
 # %% ../nbs/49_config.ipynb #2ac66b31
 def compose(overrides=()) -> RunConfig:
@@ -208,9 +229,14 @@ def compose(overrides=()) -> RunConfig:
     folder = conf_folder()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder), version_base="1.3") if folder else initialize_config_module("mlproj.conf", version_base="1.3"):
-        return checked(hydra_compose("config", list(overrides)))
+        return checked(hydra_compose("config", [*own_groups(), *overrides]))
 
 def conf_folder() -> Path | None:
     "The project's own conf/, if it has one."
     folder = Project.find().root/"conf"
     return folder if (folder/"config.yaml").is_file() else None
+
+def own_groups() -> list[str]:
+    "The override by which Hydra finds the experiments of a project whose conf/ has no config.yaml, beside mlproj's own."
+    folder = Project.find().root/"conf"
+    return [f"hydra.searchpath=['file://{folder}']"] if folder.is_dir() and conf_folder() is None else []

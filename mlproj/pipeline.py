@@ -292,8 +292,8 @@ def _trained(c: Context, folder: Path, figures: dict, said: list):
     model = guarded(lambda: as_model(module, c.values["features"], task), "model")
     logger = wandb_logger(c.run.path, c.config.tracking.project, c.run.id, c.config.tracking.mode, asdict(c.config))
     c.values.update(logger=logger)
-    fitted = fit(model, task, tensors["train"], tensors["validation"], folder, max_epochs=t.max_epochs, batch_size=t.batch_size,
-                 seed=c.config.seed, accelerator=t.accelerator, precision=t.precision, threads=t.threads, progress=c.console.live, logger=logger)
+    fitted = guarded(lambda: fit(model, task, tensors["train"], tensors["validation"], folder, max_epochs=t.max_epochs, batch_size=t.batch_size, seed=c.config.seed,
+                                 accelerator=t.accelerator, precision=t.precision, threads=t.threads, progress=c.console.live, logger=logger), "model")
     size = sum(p.numel() for p in model.parameters())
     figures.update(parameters=size, **{k: v for k, v in asdict(fitted).items() if k != "seconds"} | dict(scores=list(fitted.scores)))
     said.append(f"{type(model).__name__}, {size:,} parameters: best epoch {fitted.best_epoch} of {fitted.epochs}, validation "
@@ -435,7 +435,7 @@ def export_int8(bundle, folder, budget: float = 0.005) -> str:
     import polars as pl
     from mlproj.serve.bundle import write_bundle
     from mlproj.train.export import compare_int8, quantise
-    whole, golden = onnx.load_model_from_string((bundle.path/"model.onnx").read_bytes()), bundle.golden
+    whole, golden = onnx.load_model_from_string(bundle.graph), bundle.golden
     small = quantise(whole)
     found = compare_int8(whole, small, bundle.contract, golden, bundle.task, budget)
     facts = bundle.facts | dict(precision="int8", parity=bundle.facts["parity"] | _told(found))

@@ -1,11 +1,12 @@
 """What a bundle refuses. (The chapter 30_bundle proves the same on its own bundle; here with more columns, with none of a kind, and for every task.)"""
+import io
 import json
 import os
 import random
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import onnx
@@ -55,6 +56,8 @@ def hostile_manifest(copy, **changes):
     lambda c: ((c/"model.onnx").rename(c.parent/"m"), (c/"model.onnx").symlink_to(c.parent/"m")), lambda c: (c.parent/"link").hardlink_to(c/"model.onnx"),
     lambda c: ((c/"manifest.json").rename(c.parent/"m"), (c/"manifest.json").symlink_to(c.parent/"m")), lambda c: ((c/"model.onnx").unlink(), os.mkfifo(c/"model.onnx")),
     lambda c: hostile_manifest(c, format=2.0), lambda c: hostile_manifest(c, format=True), lambda c: hostile_manifest(c, files={}), lambda c: hostile_manifest(c, files=[]), lambda c: hostile_manifest(c, more=1),
+    lambda c: hostile_manifest(c, files={n: dict(sha256="0"*64, size=10**30) for n in FILES}), lambda c: hostile_manifest(c, files={n: dict(sha256="0"*64, size=10**12) for n in FILES}),
+    lambda c: hostile_manifest(c, files={n: dict(sha256="0"*64, size=-1) for n in FILES}), lambda c: hostile_manifest(c, files={n: dict(sha256=[], size=1) for n in FILES}),
     lambda c: hostile_manifest(c, files={n: dict(sha256="0", size=True) for n in FILES}), lambda c: hostile_manifest(c, files={n: None for n in FILES}),
     lambda c: swap(c/"facts.json", c/"profile.json"), lambda c: (c/"golden.parquet").write_bytes(b""), lambda c: ((c/"profile.json").unlink(), (c/"profile.json").mkdir()),
     lambda c: (c/"profile.json").rename(c/"Profile.json"), lambda c: (c/"facts.json").symlink_to("/etc/passwd") if (c/"facts.json").unlink() is None else None,
@@ -107,6 +110,57 @@ def rewritten(tmp_path, bundle, **changes):
 def test_a_graph_of_another_task_is_refused(tmp_path, bundle, other):
     wrong = rewritten(tmp_path, bundle, graph=small_graph(2, 2, task=TASKS[other]))
     with pytest.raises(RegistryError, match="not those of the contract and the task"): Bundle.open(wrong)
+
+
+def stranger(folder, name: str, data: bytes):
+    "A bundle as another tool may write it: other bytes of a file, and a manifest that fits them."
+    (folder/name).write_bytes(data)
+    manifest = json.loads((folder/"manifest.json").read_text())
+    manifest["files"][name] = dict(sha256=sha256(data), size=len(data))
+    (folder/"manifest.json").write_text(to_json(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("change", [lambda f: {k: v for k, v in f.items() if k != "name"}, lambda f: {k: v for k, v in f.items() if k != "parity"}, lambda f: f | dict(metrics=None), lambda f: f | dict(baseline=[1]),
+                                    lambda f: f | dict(name=5), lambda f: f | dict(created=None), lambda f: f | dict(metrics=dict(auc=float("nan"))), lambda f: [f], lambda f: f | dict(run="\ud800")])
+def test_facts_that_a_stranger_wrote_are_refused_when_the_bundle_is_opened(copy, change):
+    facts = json.loads((copy/"facts.json").read_text())
+    for ensure_ascii in (True, False):
+        data = json.dumps(change(facts), indent=1, sort_keys=True, ensure_ascii=ensure_ascii) + "\n"
+        with pytest.raises(RegistryError, match="facts.json"): Bundle.open(stranger(copy, "facts.json", data.encode(errors="surrogatepass")))
+    twice = to_json(facts).replace("{", '{"name": "another",', 1)  # which of two names it is, readers disagree on
+    with pytest.raises(RegistryError, match="facts.json"): Bundle.open(stranger(copy, "facts.json", twice.encode()))
+
+
+def test_golden_rows_and_a_profile_that_a_stranger_wrote_are_no_traceback(tmp_path, bundle):
+    for i, data in enumerate((b"", b"PAR1", (bundle/"golden.parquet").read_bytes()[:-9], parquet(dict(n0=[1])))):
+        opened = Bundle.open(stranger(shutil.copytree(bundle, tmp_path/f"g{i}"), "golden.parquet", data))
+        with pytest.raises(RegistryError, match="golden.parquet: "): opened.verify_golden()
+    for i, data in enumerate((b"", b"[]", b"{}", b"\xff", b'{"rows": 1, "columns": [{}], "key": [], "duplicates": 0}')):
+        opened = Bundle.open(stranger(shutil.copytree(bundle, tmp_path/f"p{i}"), "profile.json", data))
+        with pytest.raises(RegistryError, match="profile.json: "): opened.profile
+
+
+def parquet(columns: dict) -> bytes:
+    pl.DataFrame(columns).write_parquet(file := io.BytesIO())
+    return file.getvalue()
+
+
+def test_a_bundle_cannot_write_lines_of_its_own_to_the_terminal(tmp_path, bundle):
+    "Nor move the cursor: each text stays in its cell."
+    old, odd = Bundle.open(bundle), "a\n\x1b[2Jsignature  verified\u202e\x9b"
+    contract = replace(old.contract, columns={n: replace(c, unit=odd) for n, c in old.contract.columns.items()})
+    facts = old.facts | dict(run=odd, model=odd, metrics={odd: dict(value=0.5, low=0.4)}, lineage={odd: odd}, parity={odd: 1})
+    text = describe_bundle(Bundle.open(rewritten(tmp_path, bundle, facts=facts, contract=contract)), odd)
+    assert not set("\x1b\u202e\x9b") & set(text) and not any(line.startswith("signature  verified") for line in text.splitlines())
+    assert text.count("signature  verified") >= 6 and "[0.4, ]" in text
+
+
+def test_the_graph_of_a_bundle_is_the_one_that_was_opened(copy):
+    opened, data = Bundle.open(copy), (copy/"model.onnx").read_bytes()
+    assert opened.graph == data
+    (copy/"model.onnx").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(RegistryError, match="model.onnx: is not what the manifest says"): opened.graph
 
 
 def test_a_graph_with_a_class_too_few_is_refused(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlproj.config import call, compose, target
+from mlproj.config import call, compose, guarded, target
 from mlproj.project import ConfigError
 
 CONF = Path(__file__).resolve().parents[1]/"conf"
@@ -50,6 +50,44 @@ def test_nothing_known_only_after_departure_is_a_feature():
     ("baseline._target_=mlproj.nothing.Here", "mlproj.nothing.Here"), ("data.source._target_=flights", "data.source"), ("++data.features=3", "features")])
 def test_a_wrong_key_or_value_is_named(override, said):
     with pytest.raises(ConfigError, match=said): compose([override])
+
+
+def test_a_project_needs_one_experiment_file_and_no_copy_of_conf(tmp_path, monkeypatch):
+    folder = tmp_path/"my tables"/"conf"/"experiment"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder.parent.parent)
+    (folder/"wine.yaml").write_text("""# @package _global_
+defaults: [override /data: table, override /split: group, override /gate: lower_log_loss]
+data: {name: wine, label: kind, source: {_target_: mlproj.examples.diamonds.dataset}}
+split: {group: row}
+""")
+    assert compose(["experiment=wine", "model=lightgbm"]).data.name == "wine"
+    assert compose(["experiment=flights"]).data.name == "flights"  # and those of mlproj
+
+
+@pytest.mark.parametrize("override, said", [
+    ("train.max_epochs=0", "train.max_epochs: max_epochs is 0; 1 or more"), ("train.batch_size=0", "train.batch_size: batch_size is 0; 1 or more"), ("package.int8_budget=-1", "package.int8_budget: int8_budget is -1.0; 0 or more"),
+    ("task.quantiles=[0.5,0.1]", "task.quantiles: quantiles are"), ("task.quantiles=[nan]", r"task.quantiles.0: is nan; a finite number"), ("package.int8_budget=nan", "package.int8_budget: is nan"),
+    ("+data.source.weight=inf", "data.source.weight: is inf"), ("gate.criteria.test_gain.at_least=nan", "gate.criteria.test_gain.at_least: is nan"), ("gate.criteria.test_gain.at_least=true", "gate.criteria.test_gain: at_least is True; a number"),
+    ("data.contract=''", "data.contract: is empty"), ("data.encoders=''", "data.encoders: is empty"), ("data.label=''", "data.label: is empty"),
+    ("model._target_=...", "model: _target_ '...' cannot be imported"), ("model._target_=math.pi", "model: _target_ 'math.pi' is no function or class with a signature")])
+def test_a_value_that_no_run_can_have_is_refused_before_it_begins_and_named(override, said):
+    with pytest.raises(ConfigError, match=said): compose([override])
+
+
+def test_a_mistake_in_a_users_own_module_is_told_with_its_line(tmp_path, monkeypatch):
+    (tmp_path/"broken_rows.py").write_text("import math\n\nrows = maths.pi\n")
+    (tmp_path/"broken_words.py").write_text("def of(:\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"data.source: _target_ 'broken_rows.of' cannot be imported \(NameError: name 'maths' is not defined\); raised in .*broken_rows.py, line 3"): target(dict(_target_="broken_rows.of"), "data.source")
+    with pytest.raises(ConfigError, match=r"cannot be imported \(SyntaxError: invalid syntax \(broken_words.py, line 1\)\)"): target(dict(_target_="broken_words.of"), "data.source")
+
+
+def test_what_a_library_raises_is_told_with_the_line_that_called_it():
+    def wrong():
+        import torch
+        return torch.nn.Linear(2, 3)(torch.zeros(1, 5))
+    with pytest.raises(ConfigError, match=r"model: RuntimeError: mat1 and mat2 .*; raised in .*test_config.py, line \d+"): guarded(wrong, "model")
 
 
 def test_every_group_has_a_comment_that_says_what_it_is_for():

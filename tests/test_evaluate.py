@@ -10,7 +10,7 @@ from mlproj.data.split import GroupSplit, cut, describe_split
 from mlproj.data.task import Task
 from mlproj.project import ConfigError, DataError
 from mlproj.train.baseline import tail_values
-from mlproj.train.calibrate import Calibrated, calibrate, corrected, edge
+from mlproj.train.calibrate import Calibrated, calibrate, corrected, edges
 from mlproj.train.evaluate import (METRICS, Gate, Scorecard, by_slice, calibration, compare, decisions, load_scorecard, metrics_of, pick_threshold,
                                    save_scorecard, score, weighted_score)
 from mlproj.train.features import GraphBuilder, Tensors
@@ -159,6 +159,16 @@ def test_a_lower_error_passes_and_a_higher_one_does_not():
     assert [gate.judge(card, gate.plain())[0].passed for card in cards] == [True, False]
 
 
+@pytest.mark.parametrize("task", [LATE, CUT, PRICE, SPREAD], ids=["binary", "multiclass", "regression", "quantiles"])
+@pytest.mark.parametrize("odd", [np.nan, np.inf])
+def test_predictions_that_are_not_finite_have_no_score(task, odd):
+    "Sorted to the end, they would pass for a ranking; as the largest, for a class."
+    p = predicted(task, .5).copy()
+    p[3] = odd
+    with pytest.raises(DataError, match=r"predictions of label '\w+' are not finite in 1 of [\d,]+ rows"): score(task, LABELS[task], p)
+    with pytest.raises(DataError, match="has no rows"): score(task, LABELS[task][:0], p[:0])
+
+
 # Calibration.
 
 class Fixed:
@@ -184,13 +194,27 @@ def test_the_calibrated_graph_says_what_the_calibrated_model_says_for_extreme_ou
     assert (np.abs(native - served) <= 1e-5 + 1e-5*np.abs(native)).all() and np.isfinite(native).all()
 
 
-@pytest.mark.parametrize("parameters", [dict(a=a, b=b) for a in (.2, .5, 1, 3) for b in (-3, 0, 3)])
+@pytest.mark.parametrize("parameters", [dict(a=a, b=b) for a in (.2, .5, 1, 2, 3, 20) for b in (-14, -7, -3, 0, 3, 7, 14)])
 def test_a_last_digit_of_a_probability_never_moves_the_corrected_one_beyond_the_budget(parameters):
     p = np.concatenate([np.geomspace(1e-8, .5, 2000), 1 - np.geomspace(1e-8, .5, 2000)]).astype(np.float32)
-    settings = parameters | dict(edge=edge(**parameters))
-    if settings["edge"] == 1e-2: pytest.skip("as far from the ends as it goes")
+    settings = parameters | edges(**parameters)
     moved = corrected("platt", settings, np.minimum(np.nextafter(p, np.float32(2)), np.float32(1)))
     assert np.abs(moved - corrected("platt", settings, p)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("shift, slope", [(-3, 1), (-2, 1), (4, 1), (0, 1.5), (0, .5), (-7, 1), (7, 1), (0, .2)])
+def test_a_rare_event_is_calibrated_or_its_correction_is_refused(shift, slope):
+    "What a model says that was taught with weights of classes: its logits are moved. A correction may not make the likeliest rows alike, nor leave the mean wrong."
+    rng, task = np.random.default_rng(0), Task("binary", "fraud")
+    z = rng.normal(-5, 1.5, 50_000)
+    y, p = (rng.random(len(z)) < 1/(1 + np.exp(-z))).astype(np.float32), (1/(1 + np.exp(-(z + shift)/slope))).astype(np.float32)
+    try: after = calibrate(Fixed(task), task, Tensors(p[:, None], np.zeros((len(z), 0), np.int64), y)).predict(p[:, None], None)
+    except ConfigError as error:
+        assert abs(shift) == 7 or slope < 1
+        assert str(error).startswith("task.calibration: the correction (a ") and "too steep" in str(error)
+        return
+    assert after.mean() == pytest.approx(y.mean(), rel=.02)
+    assert score(task, y, after)["average_precision"] == pytest.approx(score(task, y, p)["average_precision"], abs=.003)
 
 
 def test_calibration_repairs_what_is_too_sure_and_keeps_the_ranking():

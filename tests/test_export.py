@@ -63,6 +63,22 @@ def test_the_cut_at_the_tensors_is_the_encoders(table):
     for a, b in zip(session(inside).run(None, dict(numbers=numbers, strings=strings)), session(encoders).run(None, dict(numbers=numbers, strings=strings))): np.testing.assert_array_equal(a, b)
 
 
+def test_a_weight_of_a_word_that_no_golden_row_has_is_proven_too(table):
+    contract, task, encoders, made, golden = trained(table, "late", (), Linear)
+    word = sorted(set(table["plane"].drop_nulls()) - set(golden["plane"].drop_nulls()))[0]
+    row = golden[:1].with_columns(plane=pl.lit(word))
+    code = encode(encoders, contract, row)[1][0, 0]
+    assert code > 1  # known, and neither unseen nor missing
+    whole = join(encoders, made.graph(), task)
+    prove(whole, encoders, made, contract, golden, task)
+    for tensor in whole.graph.initializer:
+        if list(tensor.dims) == list(made.table.shape) and (numpy_helper.to_array(tensor) == made.table).all():
+            tensor.CopyFrom(numpy_helper.from_array(made.table + np.float32(0.1)*(np.arange(len(made.table)) == code), tensor.name))
+            break
+    else: assert False
+    with pytest.raises(ParityError, match="the model gives"): prove(whole, encoders, made, contract, golden, task)
+
+
 def test_an_output_of_another_shape_is_refused(table):
     contract, task, encoders, made, golden = trained(table, "kind", (), Linear)
     two = Task("multiclass", "kind", task.classes[:2])
@@ -158,4 +174,4 @@ def test_int8_beyond_its_budget_is_refused(table):
     spoiled.CopyFrom(small)
     for tensor in spoiled.graph.initializer:
         if tensor.name.endswith("_scale"): tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)*np.float32(1.5), tensor.name))
-    with pytest.raises(ParityError, match=r"rmse is .* in int8 and .* in fp32: beyond the budget of 0.005; ship fp32"): compare_int8(whole, spoiled, contract, golden, task)
+    with pytest.raises(ParityError, match=r"rmse is .* in int8 and .* in fp32: beyond the budget of 0.005; raise package.int8_budget, or ship fp32 with package.int8_budget=null"): compare_int8(whole, spoiled, contract, golden, task)

@@ -135,6 +135,36 @@ def test_what_no_float32_can_hold_is_chosen_as_intervals_and_refused_as_a_number
         with pytest.raises((DataError, ConfigError), match="column 'x'"): column(table, dict(x=Choice(encoder)))
 
 
+@pytest.mark.parametrize("middle, spread", [(1.7e9, 20), (1.7e12, 1000), (2.0**53, 50), (-1e15, 1e3)])
+def test_values_that_share_their_first_digits_are_standardised_all_the_same(middle, spread):
+    x = middle + (spread*np.random.default_rng(0).normal(size=4000)).round()
+    table = pl.DataFrame(dict(x=x, y=x, t=pl.Series([0, 1]*2000)))
+    contract, features, graph = made(table, dict(y=Choice("piecewise", dict(bins=8))))
+    got = encode(graph, contract, table)[0].astype(float)
+    np.testing.assert_allclose(got[:, 0], (x - x.mean())/x.std(), atol=2e-3)
+    np.testing.assert_allclose(got[:, 2:].sum(1), np.interp(x, features.numbers[1].edges, np.arange(len(features.numbers[1].edges))), atol=1e-5)
+    assert got.shape[1] == 2 + 8 and len(set(features.names)) == features.width
+
+
+@pytest.mark.parametrize("value", [1700000001, 1e12 + 1, 123456789.123, 1e20, -3e-12, 0])
+def test_a_constant_is_zero_however_large_it_is(value):
+    for choice in (None, Choice("log1p"), Choice("piecewise")):
+        if choice != Choice("log1p") or value >= 0:
+            assert np.abs(column(pl.DataFrame(dict(x=[value]*5)), choice and dict(x=choice))[0]).max() < 1e-3
+
+
+def test_what_no_float_can_measure_is_refused():
+    wide, vector = pl.DataFrame(dict(x=[1.7e308, -1.7e308, 0.0])), pl.DataFrame(dict(x=[[1e300, -1e300]]))
+    with pytest.raises(DataError, match="column 'x': its mean or its spread is beyond 64-bit floats; encoder: quantile"): column(wide, dict(x=Choice("standard")))
+    with pytest.raises(DataError, match="column 'x': its mean or its spread is beyond 64-bit floats; encoder: drop"): column(vector)
+    with pytest.raises(DataError, match="column 'x': values from 0 to 1e-310 are beyond 32-bit floats"): column(pl.DataFrame(dict(x=[5e-324, 0.0, 1e-310])), dict(x=Choice("piecewise")))
+
+
+def test_edges_differ_as_a_network_holds_them():
+    edges = column(pl.DataFrame(dict(x=[5e-324, 0.0, 1e-310])), dict(x=Choice("standard")))[2].edges[0]
+    assert (np.diff(np.float32(edges)) > 0).all()
+
+
 # strings
 
 def test_categories_are_those_of_scikit_learn_with_two_more():
@@ -337,6 +367,13 @@ def test_a_column_of_another_kind_is_refused_before_any_work():
         with pytest.raises(ContractError, match="column '[xs]'"): encode(graph, contract, pl.DataFrame(wrong))
 
 
+def test_the_row_of_a_wrong_vector_is_that_of_the_table(monkeypatch):
+    table = pl.DataFrame(dict(v=[[1.0, 2.0]]*100))
+    contract, _, graph = made(table)
+    monkeypatch.setattr(module, "CHUNK", 100)
+    with pytest.raises(ContractError, match="column 'v': is not 2 numbers in row 300;"): encode(graph, contract, pl.concat([table]*3 + [pl.DataFrame(dict(v=[[1.0]]))]), rows=10)
+
+
 def test_equal_features_are_equal_bytes_and_the_graph_holds_all_it_needs():
     train = random_table(np.random.default_rng(0), 100, False)
     one, other = made(train)[2], made(train)[2]
@@ -389,6 +426,7 @@ def test_every_encoder_is_written_read_and_explained(tmp_path):
         assert load_encoders(save_encoders(choices, tmp_path/f"{i}.yaml")) == choices
     header = encoders_yaml({}, "t")
     for name, (fit, _) in ENCODERS.items(): assert f"\n#   {name} " in header
+    assert encoders_from_yaml(encoders_yaml(choices, "a\nb: {encoder: drop}")) == choices  # a name ends no comment
     text = encoders_yaml(choices, "t").splitlines()
     assert sum(not line.startswith("#") for line in text if line) <= len(choices) + 1  # a line each
 
@@ -402,7 +440,8 @@ def test_every_encoder_is_written_read_and_explained(tmp_path):
     ("temp: {encoder: category}", "f.yaml, column 'temp': encoder category is for string, and this is number; one of standard, log1p, quantile, piecewise, drop"),
     ("dest: {encoder: ordinal, values: [x, y]}", "column 'dest': none of the values ['x', 'y'] was seen; it has: ATL, ORD"),
     ("temp: standard", "f.yaml, column 'temp': says no encoder; write {encoder: …, why: …}"),
-    ("- temp", "f.yaml: is no mapping of columns to encoders"),
+    ("- temp", "f.yaml: is no mapping of columns to encoders"), ("[]", "f.yaml: is no mapping of columns to encoders"), ("false", "f.yaml: is no mapping"), ("temp: {encoder: [standard]}", "encoder ['standard'] is unknown"), ("temp: {encoder: {a: 1}}", "is unknown; one of"),
+    ("dest: {encoder: ordinal, values: ['', ORD]}", "values is ['', 'ORD']; a list of two or more different texts"),
     ("t: {encoder: time, zone: Europe/Pariss}", "zone 'Europe/Pariss' is unknown; did you mean 'Europe/Paris'?")])
 def test_a_wrong_line_is_refused_with_its_place_and_what_may_be_meant(line, said):
     table = pl.DataFrame(dict(temp=[1.0, 2.5], dest=["ATL", "ORD"], t=[datetime(2020, 1, 1), datetime(2022, 1, 1)]))

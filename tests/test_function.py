@@ -114,11 +114,56 @@ def test_what_depends_on_other_rows_is_refused(tmp_path, operation):
     assert "data.function mine.f (" in error.where and "nbs/mine.ipynb, cell c3e8aa10, line 3: return dict(x=" in error.where
 
 
+# No tried row shows these: what is mixed comes to light with a value beyond 1e12, or in a batch of a million rows.
+SELDOM = {"aten.mean": "c['a'].nan_to_num().mean()", "aten.cumsum": "c['a'].cumsum(0)", "aten.sort": "c['a'].sort().values", "aten.flip": "c['a'].flip(0)", "aten._softmax": "c['a'].softmax(0)", "aten.any": "(c['a'] > 1e12).any()*c['b']",
+          "aten.index": "c['b'][(c['a']*0).nan_to_num().long()]", "aten.gather": "c['b'].gather(0, (c['a']*0).nan_to_num().long())", "aten.select": "c['a'][0]", "aten.slice": "torch.cat([c['a'][:1], c['a'][:-1]])", "aten.mm": "(c['face'] @ (c['face'].T @ c['face']))[:, 0]",
+          "aten.sub": "(c['a'][:, None] - c['a']).amax(1)", "aten._unsafe_view": "c['face'].T.reshape(-1, 3)[:, 0]", "aten.convolution": "torch.nn.functional.conv1d(c['a'][None, None], torch.ones(1, 1, 3, dtype=torch.float64), padding=1)[0, 0]", "aten.div": "c['b']/c['b'].shape[0]",
+          "aten.masked_scatter": "c['a'].masked_scatter(c['a'] > 0, c['b'])", "aten.as_strided": "torch.as_strided(c['a'].contiguous(), (c['a'].shape[0],), (1,))"}
+
+
+@pytest.mark.parametrize("operation", SELDOM)
+def test_what_would_depend_on_other_rows_some_day_is_refused(tmp_path, operation):
+    mine = module(tmp_path, f"def f(c):\n    along = c['face'].mean(1) + c['face'].cumsum(1)[:, 0]\n    other = {SELDOM[operation]}\n    return dict(x=torch.where(c['a'] > 1e12, other, c['a']), along=along)\n")
+    with pytest.raises(ConfigError) as refused: export_function(mine.f, CONTRACT, rows())
+    assert refused.value.what.startswith(f"{operation} is not row-wise: it ") and "nbs/mine.ipynb, cell c3e8aa10, line 3: other = " in refused.value.where
+
+
+@pytest.mark.parametrize("function, said", [
+    (lambda c: dict(x=c["a"] + (torch.rand(()) < 1e-12)), "aten.rand is not row-wise: it draws random numbers"), (lambda c: dict(x=torch.nn.functional.dropout(c["a"], 1e-12)), "aten.native_dropout is not row-wise: it draws random numbers"),
+    (lambda c: dict(x=torch.where(torch.arange(c["a"].shape[0]) > 1e6, c["b"], c["a"])), "aten.arange is not row-wise: it uses the number of rows"),
+    (lambda c: dict(x=c["b"] if c["b"].shape[0] < 1000 else c["a"]), "is not row-wise: it does one thing for 2 to 999 rows, and another beyond")])
+def test_what_would_depend_on_chance_or_on_the_number_of_rows_is_refused(function, said):
+    with pytest.raises(ConfigError, match=said): export_function(function, CONTRACT, rows())
+
+
+@pytest.mark.parametrize("function", [
+    lambda c: dict(x=torch.stack([c["a"], c["b"]]).amax(0), y=c["face"].softmax(1)[:, 0] + c["face"].cumsum(1)[:, 2], z=c["face"].sort(1).values[:, 0] + c["face"].flip(1)[:, 1], w=c["face"].roll(1, 1)[:, 0]),
+    lambda c: dict(x=torch.cat([c["face"], c["a"][:, None]], 1).mean(1), y=c["face"].T[1], z=c["face"].reshape(-1, 3, 1)[:, 1, 0], w=c["face"].gather(1, (c["b"].nan_to_num().long() % 3)[:, None])[:, 0]),
+    lambda c: dict(x=torch.nn.functional.layer_norm(c["face"], (3,))[:, 1], y=torch.full((c["a"].shape[0],), 2.0), z=torch.where(torch.isnan(c["face"]).any(1), 0.0, c["face"].nan_to_num().norm(dim=1)), w=c["face"][:, [2, 0]][:, 0]),
+    lambda c: (c["a"].__setitem__(torch.isnan(c["a"]), 0.5), dict(x=c["a"]))[1]])
+def test_what_works_along_a_row_or_on_a_mask_is_taken(function):
+    found, x = derive(export_function(function, CONTRACT, rows()), rows()), rows()
+    wanted = function(dict(a=torch.tensor(x[:, 0]), b=torch.tensor(x[:, 1]), face=torch.tensor(x[:, 4:])))
+    np.testing.assert_allclose(found, np.stack([column.double().numpy() for column in wanted.values()], 1), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("code, said", [("c['a'].long()", "int64 of nan"), ("c['b'].nan_to_num().to(torch.int8)", ""), ("(c['a'].nan_to_num()*100).int()", "int32 of 1e+11"), ("c['at'].nan_to_num().long() % 3600", "")])
+def test_an_integer_of_a_number_that_has_none_is_refused(tmp_path, code, said):
+    mine = module(tmp_path, f"def f(c):\n    return dict(x={code})\n")
+    if not said: return export_function(mine.f, CONTRACT, rows())
+    with pytest.raises(ConfigError, match=f"aten._to_copy makes {said}, which has none".replace("+", "[+]")) as refused: export_function(mine.f, CONTRACT, rows())
+    assert "nbs/mine.ipynb, cell c3e8aa10, line 2: return" in refused.value.where
+
+
+def test_a_column_as_long_as_the_tried_rows_is_refused_with_what_to_write():
+    with pytest.raises(ConfigError, match=r"for any number of rows, only for 60; torch.zeros_like\(column\) instead of torch.zeros\(len\(column\)\)"): export_function(lambda c: dict(x=c["a"] + torch.zeros(len(c["a"]))), CONTRACT, rows())
+
+
 UNWRITABLE = dict(
     branch=("if (c['b'].nan_to_num() > -9).any(): y = y + 1", "aten.item asks for one value, and a graph decides nothing by it; write torch.where"), loop=("while (y > 1e12).any(): y = y/2", "aten.item asks for one value"),
     rows=("y = torch.stack([v*2 for v in y])", "aten.unbind cannot be written as a graph for any number of rows"), search=("y = torch.searchsorted(torch.tensor([1.0, 2.0]), y.float())", "aten.searchsorted cannot be written as a graph"),
     gamma=("y = torch.lgamma(y.abs() + 1)", "prims.lgamma cannot be written as a graph"), kernel=("y = torch.atan2(y, c['b'])", "aten.atan2 cannot be served: onnxruntime has no Atan for float64; try it in float32"),
-    raises=("y = y.no_such_method()", "the function raised AttributeError"), lookup=("y = torch.tensor([1.0, 2.0])[torch.nan_to_num(c['b']).long()]", "the function raised IndexError: index"),
+    alone=("y = torch.nn.functional.batch_norm(c['face'], None, None, training=True)[:, 0]", "the function raised ValueError: Expected more than 1 value per channel"), raises=("y = y.no_such_method()", "the function raised AttributeError"), lookup=("y = torch.tensor([1.0, 2.0])[torch.nan_to_num(c['b']).long()]", "the function raised IndexError: index"),
 )
 
 

@@ -3,14 +3,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import polars
 import pytest
 import pytorch_lightning as pl
 import torch
 from sklearn import datasets, linear_model, metrics
 from sklearn.preprocessing import OneHotEncoder
 
-from mlproj.data.task import Task
-from mlproj.project import ConfigError
+from mlproj.data.profile import Profile
+from mlproj.data.task import Task, fit_task
+from mlproj.project import ConfigError, DataError
 from mlproj.train.baseline import Linear
 from mlproj.train.features import IR_VERSION, OPSETS, Tensors, session
 from mlproj.train.fit import fit, monitored, validation_score
@@ -162,10 +164,36 @@ def test_no_row_at_a_threshold_turns_the_other_way(name, kind):
     (XGBoost, dict(multi_strategy="multi_output_tree"), "multi_strategy: trees that answer several questions at once"),
     (XGBoost, dict(quantile_alpha=[0.1, 0.9]), "quantile_alpha is decided by the task"),
     (XGBoost, dict(max_dept=3), 'no parameter "max_dept"'),
-    (XGBoost, dict(max_depth="deep"), "Invalid Parameter format for max_depth")))
+    (XGBoost, dict(max_depth="deep"), "Invalid Parameter format for max_depth"),
+    (LightGBM, dict(objective_type="huber"), "objective_type is decided by the task"),
+    (LightGBM, dict(verbose=-1, num_leafs=3), "no parameter num_leafs"),
+    (LightGBM, dict(verbosity=-1, num_leafs=3), "no parameter num_leafs"),
+    (LightGBM, dict(n_estimators=3), "model.rounds: rounds is 2, and another name of it says 3"),
+    (XGBoost, dict(verbosity=0, max_dept=3), 'no parameter "max_dept"'),
+    (XGBoost, dict(max_dept=3), 'no parameter "max_dept"'),  # silence does not last either
+    (XGBoost, dict(validate_parameters=False, max_dept=3), 'no parameter "max_dept"'),
+    (XGBoost, dict(rounds=0), "model.rounds: rounds is 0; a whole number, 1 or more"),
+    (LightGBM, dict(rounds="many"), "model.rounds: rounds is 'many'")))
 def test_what_has_no_exact_graph_is_refused_with_the_reason(model, params, said):
     task, features, tensors = table("multiclass", "codes")
-    with pytest.raises(ConfigError, match=said): model(features, task, rounds=2, **params).fit(tensors)
+    with pytest.raises(ConfigError, match=said): model(features, task, **dict(rounds=2) | params).fit(tensors)
+
+
+def test_lightgbm_may_not_take_zero_for_missing_nor_answer_with_a_root():
+    "Zero is an ordinary number of the encoders: a graph would send it by the threshold, LightGBM in its default direction."
+    task, features, tensors = table("regression")
+    zeros = Tensors(np.where(np.abs(tensors.x_numbers) < 0.5, 0, tensors.x_numbers), tensors.x_codes, tensors.y)
+    with pytest.raises(ConfigError, match="model.zero_as_missing: trees to which zero is missing have no exact graph"): LightGBM(features, task, rounds=5, zero_as_missing=True).fit(zeros)
+    with pytest.raises(ConfigError, match="reg_sqrt is decided by the task"): LightGBM(features, task, reg_sqrt=True)
+
+
+def test_xgboost_takes_the_lists_of_a_config_as_constraints():
+    task, features, tensors = table("regression")
+    up = XGBoost(features, task, rounds=15, monotone_constraints=[1] + [0]*9, interaction_constraints=[[0, 1], [2, 3]]).fit(tensors)
+    rows = np.repeat(tensors.x_numbers[:1], 50, 0)
+    rows[:, 0] = np.linspace(-3, 3, 50)
+    says = up.predict(rows, np.zeros((50, 2), np.int64))
+    assert (np.diff(says) >= 0).all() and says[-1] > says[0]
 
 
 class Own(pl.LightningModule):
@@ -192,6 +220,24 @@ def test_a_lightning_module_of_ones_own_trains_predicts_and_becomes_a_graph(kind
     if kind == "binary": assert fitted.best > 0.95
 
 
+def test_a_module_that_writes_into_its_inputs_changes_no_table(tmp_path):
+    class Writes(Own):
+        def forward(self, x_numbers, x_codes): return super().forward(x_numbers.mul_(2), x_codes)
+    task, features, tensors = table("binary")
+    before = tensors.x_numbers.copy()
+    model = as_model(Writes(features, 1, lambda z, y: torch.nn.functional.binary_cross_entropy_with_logits(z[:, 0], y)), features, task)
+    fit(model, task, tensors, tensors, tmp_path, max_epochs=1, batch_size=64, accelerator="cpu", threads=1, progress=False)
+    one, two = (model.predict(tensors.x_numbers, tensors.x_codes) for _ in range(2))
+    assert np.array_equal(tensors.x_numbers, before) and np.array_equal(one, two)
+    agree(says(opened(model), before, tensors.x_codes), one, task)
+
+
+def test_no_rows_in_a_batch_are_refused_by_name(tmp_path):
+    task, features, tensors = table("binary")
+    for key in ("batch_size", "max_epochs"):
+        with pytest.raises(ConfigError, match=f"train.{key}: {key} is 0; 1 or more"): fit(MODELS["mlp"](features, task), task, tensors, tensors, tmp_path, accelerator="cpu", progress=False, **{key: 0})
+
+
 def test_the_epoch_is_chosen_by_the_metric_of_the_task(tmp_path):
     for kind in TASKS:
         task, features, tensors = table(kind)
@@ -209,3 +255,28 @@ def test_the_scores_are_those_of_scikit_learn():
     assert validation_score(task["multiclass"], y, wide) == pytest.approx(metrics.log_loss(y, wide), abs=1e-6)
     assert validation_score(task["regression"], y, p) == pytest.approx(metrics.root_mean_squared_error(y, p))
     assert validation_score(task["quantiles"], y, wide) == pytest.approx(np.mean([metrics.mean_pinball_loss(y, wide[:, i], alpha=q) for i, q in enumerate((0.1, 0.5, 0.9))]))
+
+
+# What a label may be
+
+@pytest.mark.parametrize("label, said", [([1e308, -1e308], "goes from -1e+308 to 1e+308, beyond 32-bit floats"), ([1e39, 2e39], "beyond 32-bit floats"), ([1.7e9 + 1, 1.7e9 + 4], "a spread of 1.5 at 1.7e+09, which 32-bit floats cannot tell apart"),
+                                         ([1e-320, 2e-320], "cannot tell apart"), ([2**53, 2**53 + 2], "cannot tell apart")])
+def test_a_label_that_float32_cannot_hold_is_refused(label, said):
+    with pytest.raises(DataError) as refused: fit_task(Profile.of(polars.DataFrame(dict(y=label))), "y")
+    assert "label 'y': " in str(refused.value) and said in str(refused.value) and "dataset function" in str(refused.value)
+
+
+@pytest.mark.parametrize("label, said", [([1.0, float("nan"), None], "is missing in 2 rows"), ([1.0, float("inf")], "in 1 rows"), ([1.0, 1e39], "is infinite, or beyond 32-bit floats, in 1 rows")])
+def test_a_target_that_is_no_number_is_refused(label, said):
+    with pytest.raises(DataError, match=said): Task("regression", "y").encode(polars.Series(label))
+
+
+@pytest.mark.parametrize("given, said", [(dict(threshold="0.5"), "task.threshold: '0.5' is no number"), (dict(quantiles=[0.5, "a"]), "task.quantiles: 'a' is no number"), (dict(quantiles=0.5), "task.quantiles: is 0.5; a list: [0.5]")])
+def test_a_task_of_another_type_is_refused(given, said):
+    with pytest.raises(ConfigError) as refused: fit_task(Profile.of(polars.DataFrame(dict(y=[1.0, 2.0]))), "y", **given)
+    assert said in str(refused.value)
+
+
+def test_every_quantile_has_a_name_of_its_own():
+    task = Task("regression", "y", quantiles=(0.1, 0.1000001, 0.5))
+    assert len(task.named(np.float32([[1, 2, 3]]))) == 4 and task.quantile_names[::2] == ("0.1", "0.5")

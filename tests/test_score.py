@@ -1,5 +1,5 @@
 "Batch scoring: what the bundle says of the whole table, no row lost, and a run that goes on after anything."
-import json, math, os, signal, subprocess, sys
+import gzip, json, math, os, re, signal, subprocess, sys
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta, timezone
 
@@ -13,7 +13,7 @@ from onnx import helper as oh
 from mlproj.data.contract import Column, Contract, RequestReader, RowRule, pack
 from mlproj.data.profile import Profile
 from mlproj.data.task import Task
-from mlproj.project import ContractError, DataError
+from mlproj.project import ContractError, DataError, RegistryError
 from mlproj.serve import score as room
 from mlproj.serve.bundle import Bundle, write_bundle
 from mlproj.serve.score import score
@@ -175,6 +175,12 @@ def test_a_cut_that_disagrees_with_the_whole_graph_is_not_used(bundle, monkeypat
     assert cut is None and "differ on the golden rows" in note
 
 
+def test_a_graph_that_was_swapped_after_the_bundle_was_opened_is_not_used(tmp_path):
+    bundle = make(tmp_path/"bundle")
+    (bundle.path/"model.onnx").write_bytes((bundle.path/"model.onnx").read_bytes() + b"\x22\x00")  # a field more, still a graph
+    with pytest.raises(RegistryError, match="model.onnx: has .* bytes, should have"): room._cut(bundle)
+
+
 def test_a_string_that_no_two_rows_share(tmp_path, bundle, small):
     table = rows(700).with_columns(w=pl.int_range(pl.len()).cast(pl.String))
     table.write_parquet(tmp_path/"in.parquet")
@@ -236,6 +242,16 @@ def test_a_prediction_that_is_not_finite_is_refused(tmp_path, task):
     done = score(bundle, tmp_path/"in.parquet", tmp_path/"out.parquet")
     assert pl.read_parquet(done.aside).select("row", "reasons").rows() == [(7, ["prediction: the model has no finite answer"])]
     assert np.isfinite(pl.read_parquet(done.path)["prediction"].to_numpy()).all() and done.refused == 1
+
+
+def test_an_infinite_number_hides_no_other_row(tmp_path, bundle):
+    "The smallest and the largest number of a batch decide which rules are judged, and an infinite one is neither below nor above."
+    strict = replace(bundle.contract.columns["x"], max=5, severity=dict(min="refuse", max="refuse"))
+    bundle = replace(bundle, contract=replace(bundle.contract, columns=bundle.contract.columns | dict(x=strict)))
+    rows(6).with_columns(x=pl.Series([-math.inf, -6.0, math.inf, 6.0, 1.0, None])).write_parquet(tmp_path/"in.parquet")
+    done = score(bundle, tmp_path/"in.parquet", tmp_path/"out.parquet")
+    aside = {r["row"]: r["reasons"] for r in pl.read_parquet(done.aside).iter_rows(named=True)}
+    assert aside == {0: ["column 'x': is infinite"], 1: ["column 'x': is below -5"], 2: ["column 'x': is infinite"], 3: ["column 'x': is above 5"]}
 
 
 def test_a_column_that_is_mostly_missing_is_told(tmp_path, bundle):
@@ -317,8 +333,37 @@ def test_a_csv_that_was_cut_off_or_has_cells_too_many_is_refused(tmp_path):
     (tmp_path/"cut.csv").write_text(text[:-20])
     (tmp_path/"wide.csv").write_text(text + "1,"*30 + "1\n")
     with pytest.raises(DataError, match="truncated"): score(bundle, tmp_path/"cut.csv", tmp_path/"out.parquet")
-    with pytest.raises(DataError, match="cannot be read.* line 52 has 31 cells, and the header 9"): score(bundle, tmp_path/"wide.csv", tmp_path/"out.parquet")
+    with pytest.raises(DataError, match="wide.csv: line 52 has 31 cells, and the header 9"): score(bundle, tmp_path/"wide.csv", tmp_path/"out.parquet")
     assert files(tmp_path) == ["bundle", "cut.csv", "in.csv", "wide.csv"]
+
+
+@pytest.mark.parametrize("packed", (False, True))
+def test_a_row_of_a_csv_that_lacks_cells_is_named_and_not_taken_for_missing_values(tmp_path, packed):
+    bundle, table = csv_bundle(tmp_path/"bundle"), rows(50).drop("v").select("id", "n", "s", "z", "other", "x", "flag", "t", "w")  # all that may be missing last
+    table = table.with_columns(w=pl.when(pl.int_range(50) % 2 == 0).then(pl.lit('quoted, "twice"\nlines')).otherwise(None), flag=pl.lit(None, pl.Boolean), t=pl.lit(None, pl.Datetime))
+    lines = table.write_csv().splitlines(keepends=True)
+    short = [*lines[:7], lines[7].rstrip()[:-4] + "\n", *lines[8:]] if lines[7].endswith(",,,\n") else None
+    short = short or next([*lines[:i], line.rstrip("\n")[:-3] + "\n", *lines[i + 1:]] for i, line in enumerate(lines) if i > 5 and line.endswith(",,,\n"))
+    where, pack_up = ("in.csv.gz", gzip.compress) if packed else ("in.csv", bytes)
+    (tmp_path/where).write_bytes(pack_up("".join(lines).encode()))
+    assert score(bundle, tmp_path/where, tmp_path/"fine.parquet").refused == 0
+    (tmp_path/where).write_bytes(pack_up("".join(short).encode()))
+    with pytest.raises(DataError, match=rf"{where}: line [0-9]+ has 6 cells, and the header 9"): score(bundle, tmp_path/where, tmp_path/"out.parquet")
+    assert not (tmp_path/"out.parquet.parts").exists()
+
+
+def test_a_packed_csv_that_is_damaged_is_refused(tmp_path):
+    bundle, data = csv_bundle(tmp_path/"bundle"), gzip.compress(rows(500).drop("v").write_csv().encode())
+    for damaged in (data[:-200], data[:2000] + b"\xff"*50 + data[2050:], b"no gzip"):
+        (tmp_path/"in.csv.gz").write_bytes(damaged)
+        with pytest.raises(DataError, match="in.csv.gz: cannot be read"): score(bundle, tmp_path/"in.csv.gz", tmp_path/"out.parquet")
+    assert files(tmp_path) == ["bundle", "in.csv.gz"]
+
+
+def test_a_csv_with_a_name_twice_is_refused(tmp_path):
+    bundle = csv_bundle(tmp_path/"bundle")
+    (tmp_path/"in.csv").write_text(rows(5).drop("v").write_csv().replace("other", "x", 1))
+    with pytest.raises(DataError, match="in.csv: has column 'x' twice"): score(bundle, tmp_path/"in.csv", tmp_path/"out.parquet")
 
 
 def test_a_vector_is_not_in_a_csv(tmp_path, bundle):
@@ -340,6 +385,30 @@ def test_a_delta_table_is_read_at_the_version_that_the_run_began_with(tmp_path, 
     done = score(bundle, tmp_path/"in", tmp_path/"two.parquet", resume=True)
     assert done.rows == 800 and (tmp_path/"two.parquet").read_bytes() == (tmp_path/"one.parquet").read_bytes()
     assert score(bundle, tmp_path/"in", tmp_path/"three.parquet").rows == 900
+
+
+def test_a_delta_table_that_polars_cannot_read_is_an_error_without_traceback(tmp_path, bundle):
+    pytest.importorskip("deltalake")
+    rows(5).write_delta(str(tmp_path/"in"))
+    log = tmp_path/"in"/"_delta_log"/"00000000000000000000.json"
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    for entry in entries:  # columns have other names in the files
+        if "protocol" in entry: entry["protocol"] = dict(minReaderVersion=2, minWriterVersion=5)
+        if "metaData" not in entry: continue
+        schema = json.loads(entry["metaData"]["schemaString"])
+        for i, column in enumerate(schema["fields"]): column["metadata"] = {"delta.columnMapping.id": i + 1, "delta.columnMapping.physicalName": column["name"]}
+        entry["metaData"] |= dict(schemaString=json.dumps(schema), configuration={"delta.columnMapping.mode": "name", "delta.columnMapping.maxColumnId": "20"})
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    with pytest.raises(DataError, match="cannot be read .*column mapping"): score(bundle, tmp_path/"in", tmp_path/"out.parquet")
+
+
+def test_a_delta_table_whose_files_come_in_another_order_is_not_gone_on_with(tmp_path, bundle, small, monkeypatch):
+    deltalake = pytest.importorskip("deltalake")
+    for part in rows(800).iter_slices(400): part.write_delta(str(tmp_path/"in"), mode="append")
+    with pytest.raises(KeyboardInterrupt): score(bundle, tmp_path/"in", tmp_path/"out.parquet", progress=stop_after(400))
+    order = deltalake.DeltaTable.file_uris
+    monkeypatch.setattr(deltalake.DeltaTable, "file_uris", lambda self: order(self)[::-1])  # as after a checkpoint of another engine
+    with pytest.raises(DataError, match="cannot go on after .* rows: files changed"): score(bundle, tmp_path/"in", tmp_path/"out.parquet", resume=True)
 
 
 # ---- before anything is written
@@ -374,6 +443,40 @@ def test_files_that_exist_are_never_overwritten(tmp_path, bundle):
             with pytest.raises(DataError, match="exists already"): score(bundle, tmp_path/"in.parquet", tmp_path/"out.parquet", resume=resume)
         assert (tmp_path/name).read_text() == "mine"
         (tmp_path/name).unlink()
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path, bundle, small):
+    rows(1000).write_parquet(tmp_path/"in.parquet")
+    (tmp_path/"out.parquet.parts").mkdir()
+    (tmp_path/"out.parquet.parts"/"part-0.parquet").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(DataError, match="out.parquet.parts: exists already, and is of no earlier run"): score(bundle, tmp_path/"in.parquet", tmp_path/"out.parquet", resume=resume)
+    assert (tmp_path/"out.parquet.parts"/"part-0.parquet").read_text() == "mine" and files(tmp_path/"out.parquet.parts") == ["part-0.parquet"]
+
+
+def test_a_file_that_appears_meanwhile_is_not_overwritten(tmp_path, bundle, small):
+    rows(1000).write_parquet(tmp_path/"in.parquet")
+    with pytest.raises(DataError, match="out.parquet: exists already"):
+        score(bundle, tmp_path/"in.parquet", tmp_path/"out.parquet", progress=lambda done, of: (tmp_path/"out.parquet").write_text("mine"))
+    assert (tmp_path/"out.parquet").read_text() == "mine"
+
+
+def test_a_table_without_its_key_still_sets_rows_aside(tmp_path, bundle, small):
+    table, expected = spoiled()
+    table.drop("id").write_parquet(tmp_path/"in.parquet")
+    done = score(bundle, tmp_path/"in.parquet", tmp_path/"out.parquet")
+    assert (done.rows, done.refused) == (1000, len(expected)) and pl.read_parquet(done.path).columns == ["row", "prediction", "probability", "model"]
+
+
+def test_a_full_disk_is_told_with_the_place_and_the_run_goes_on_when_there_is_room(tmp_path, bundle, small):
+    spoiled()[0].write_parquet(tmp_path/"in.parquet")
+    score(bundle, tmp_path/"in.parquet", tmp_path/"whole.parquet", model="things:1")
+    code = CHILD.replace("room.score(", "import resource\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))\nroom.score(")  # more than a part
+    command = [sys.executable, "-c", code, str(bundle.path), str(tmp_path/"in.parquet"), str(tmp_path/"out.parquet"), "never", "resume"]
+    done = subprocess.run(command, env=dict(os.environ, PYTHONPATH=str(ROOT)), capture_output=True, text=True)
+    assert "DataError: " in done.stderr and re.search("out.parquet.parts.*cannot be written.*go on with --resume", done.stderr) and len(files(tmp_path/"out.parquet.parts")) > 4
+    score(bundle, tmp_path/"in.parquet", tmp_path/"out.parquet", model="things:1", resume=True)
+    for name in ("", ".refused"): assert (tmp_path/f"out{name}.parquet").read_bytes() == (tmp_path/f"whole{name}.parquet").read_bytes()
 
 
 def test_a_key_that_the_result_has_already_is_refused(tmp_path, bundle):

@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 import polars as pl
 import pytest
-from bundles import small_bundle
+from bundles import by_hand, small_bundle, small_graph
 from onnx import TensorProto
 from onnx import helper as oh
 from onnx import numpy_helper
@@ -399,6 +399,30 @@ def test_a_name_cannot_break_out_of_the_page(tmp_path, assets):
     bundle = Bundle.open(small_bundle(tmp_path/"bundle", name="<script>alert(1)</script>"))
     web.export_web(bundle, tmp_path/"web", assets)
     assert "<script>alert" not in (tmp_path/"web"/"index.html").read_text()
+
+
+@pytest.mark.parametrize("task", [Task("multiclass", "<i>cut</i>", ("10", "2", "__proto__")), Task("regression", "<u>price</u>", quantiles=(0.00001, 0.1234567, 0.9), unit="<b>$</b>")])
+def test_hostile_names_and_texts_stay_texts_and_answers_have_the_names_of_the_service(task, tmp_path, assets):
+    columns = [Column("<img src=x onerror=alert(1)>", "integer", unit="<b>u</b>", description="<script>alert(2)</script>", min=0, max=10, example=3), Column("__proto__", "number", nullable=True, example=0.1),
+               Column("constructor", "string", values=("<svg onload=alert(3)>", "EWR"), description="</label><b>x</b>", example="EWR"), Column("toString", "string", nullable=True, example="JFK")]
+    rules = (RowRule("__proto__ > 0", "warn"), RowRule("constructor < toString", "warn"))
+    contract = Contract("</title><script>alert(4)</script>", {c.name: c for c in columns}, tuple(c.name for c in columns), rows=rules)
+    rows = pl.DataFrame({columns[0].name: [1, 2, 9, 9, 9], "__proto__": [0.5, None, -2.0, 1, 1], "constructor": ["EWR", "\uffee", "\U0001f600", "\uffee", "a"], "toString": ["JFK", None, "\uffee", "\U0001f600", "a"]})
+    facts = dict(name=contract.name, run="<b>run</b>", created="<b>2026</b>", task=asdict(task), metrics={}, baseline={}, lineage={}, parity={})
+    golden = rows.with_columns(prediction=pl.Series(list(by_hand(contract, rows, task=task)), dtype=pl.Array(pl.Float32, 3)))
+    bundle = Bundle.open(write_bundle(tmp_path/"bundle", small_graph(2, 2, task=task), contract, Profile.of(rows), golden, facts))
+    script = """const { open } = await import('/predict.js'), answers = await (await open()).predict(rows), frame = document.createElement('iframe');
+    frame.src = '/index.html'; document.body.append(frame);
+    for (let i = 0; i < 300 && !frame.contentDocument?.querySelector('.big'); i++) await new Promise(done => setTimeout(done, 100));
+    const page = frame.contentDocument, odd = page.querySelectorAll('b, i, u, img, script:not([src]), svg[onload]');
+    return { answers, odd: [...odd].map(e => e.outerHTML), text: page.body.innerText, title: page.title };"""
+    found, _ = in_browser(web.export_web(bundle, tmp_path/"web", assets), tmp_path, script, rows=as_json(rows))
+    assert not found["odd"] and found["title"] == contract.name and all(text in found["text"] for text in ("<img src=x onerror=alert(1)> <b>u</b>", "<script>alert(2)</script>", "</label><b>x</b>", task.label, "<b>run</b>"))
+    reader, names = RequestReader(contract), "probabilities" if task.classes else "quantiles"
+    for answer, row, y in zip(found["answers"], as_json(rows), bundle.predict_frame(rows)):
+        wanted = task.answer(y)
+        assert answer[names] == pytest.approx(wanted[names], rel=1e-5) and answer["prediction"] == (wanted["prediction"] if task.classes else pytest.approx(wanted["prediction"], rel=1e-5))
+        assert answer["warnings"] == reader.read(json.dumps(row).encode())[2]
 
 
 def test_the_caller_in_the_readme_of_an_onnx_export_predicts_the_example(tmp_path):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'STEPS', 'BINS', 'KEEP', 'EVEN', 'DISTINCT_ERROR', 'ORDERED', 'HEADS', 'kind_of', 'ColumnProfile',
            'one_length', 'gaps', 'count_duplicates', 'Profile', 'profile_json', 'save_profile', 'load_profile',
-           'remarks', 'printable', 'profile_html', 'profile_text']
+           'profile_of_json', 'remarks', 'printable', 'profile_html', 'profile_text']
 
 # %% ../../nbs/data/11_profile.ipynb #a860841f
 import json
@@ -256,7 +256,11 @@ def save_profile(profile: Profile, path) -> Path:
 
 def load_profile(path) -> Profile:
     "Read a profile that `save_profile` wrote."
-    saved = json.loads(Path(path).read_text(encoding="utf-8"))
+    return profile_of_json(Path(path).read_text(encoding="utf-8"))
+
+def profile_of_json(text: str | bytes) -> Profile:
+    "The profile in a text of `profile_json`."
+    saved = json.loads(text)
     def column(c: dict) -> ColumnProfile:
         as_tuples = {k: tuple(v) for k, v in c.items() if isinstance(v, list)}
         # one of an earlier version has no words

@@ -7,7 +7,7 @@ __all__ = ['FORMAT', 'FILES', 'FACTS', 'MANIFEST_LIMIT', 'message_class', 'check
            'verify_bundle', 'Bundle', 'bundle_json', 'describe_bundle', 'bundle_html']
 
 # %% ../../nbs/serve/30_bundle.ipynb #d6e8f9be
-import io, json, os, re, stat
+import io, json, os, re, stat, unicodedata
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from .signature import SIGNATURE, check_signature, sign
 # %% ../../nbs/serve/30_bundle.ipynb #54f4c6a8
 FORMAT = 2
 FILES = ("contract.yaml", "facts.json", "golden.parquet", "model.onnx", "profile.json")
-FACTS = ("name", "run", "created", "task", "metrics", "baseline", "lineage", "parity")
+FACTS = dict(name=str, run=str, created=str, task=dict, metrics=dict, baseline=dict, lineage=dict, parity=dict)
 
 # %% ../../nbs/serve/30_bundle.ipynb #8ac35ddc
 # onnx.proto: by message, the fields that lead to tensors and nodes, and what they hold
@@ -81,6 +81,14 @@ def _task(plain, where) -> Task:
     except MlprojError as error: raise RegistryError("facts hold no task", where, str(error)) from None
     except (TypeError, AttributeError): raise RegistryError("facts hold no task", where, "asdict(task) is needed") from None
 
+def _check_facts(facts, where) -> None:
+    "Raise `RegistryError` unless facts are a dict with the keys of `FACTS`, and their values of those kinds."
+    if not isinstance(facts, dict): raise RegistryError("holds no facts", where, "package the run again")
+    if absent := [k for k in FACTS if k not in facts]: raise RegistryError("facts lack " + ", ".join(absent), where)
+    for key, kind in FACTS.items():
+        if key != "task" and not isinstance(facts[key], kind):
+            raise RegistryError(f"fact {key!r} is {facts[key]!r:.40}", where, f"it should be a {kind.__name__}")
+
 def _dtype(task: Task):
     "Polars' dtype of a prediction."
     return pl.Float32 if task.width is None else pl.Array(pl.Float32, task.width)
@@ -92,7 +100,7 @@ def write_bundle(folder, graph: bytes, contract: Contract, profile, golden: pl.D
     exists."""
     from mlproj.data.profile import save_profile
     folder = Path(folder)
-    if absent := [k for k in FACTS if k not in facts]: raise RegistryError("facts lack " + ", ".join(absent), folder)
+    _check_facts(facts, folder)
     task = _task(facts["task"], folder)
     if "prediction" in (*contract.features, task.label):
         raise RegistryError("a column is called 'prediction'", folder, "rename it in the dataset function")
@@ -127,7 +135,8 @@ def _read_plain(folder: Path, name: str, limit: int) -> bytes:
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1: raise RegistryError("is not a plain file", folder/name, hint)
         if status.st_size > limit:
             raise RegistryError(f"has {status.st_size:,} bytes, should have {limit:,} at most", folder/name, hint)
-        with open(fd, "rb", closefd=False) as file: return file.read(limit + 1)
+        # not `limit`, which a manifest says: it may be anything, and memory is taken for all of it
+        with open(fd, "rb", closefd=False) as file: return file.read(status.st_size + 1)
     finally: os.close(fd)
 
 # %% ../../nbs/serve/30_bundle.ipynb #b026cd31
@@ -220,6 +229,8 @@ def _parsed(path: Path, data: dict[str, bytes], threads: int) -> tuple:
         contract = contract_from_yaml(data["contract.yaml"].decode(), str(where))
         where = path/"facts.json"
         facts = json.loads(data["facts.json"])
+        if to_json(facts).encode() != data["facts.json"]: raise ValueError("a key twice, or another text than is written here")
+        _check_facts(facts, where)
         task = _task(facts["task"], where)
         where = path/"model.onnx"
         check_graph(data["model.onnx"], where)
@@ -261,15 +272,27 @@ class Bundle:
 # %% ../../nbs/serve/30_bundle.ipynb #04d38057
 def _golden(self) -> pl.DataFrame:
     "The golden rows: features and `prediction`."
-    return pl.read_parquet(io.BytesIO(_read_listed(self.path, "golden.parquet", self.manifest["files"]["golden.parquet"])))
+    data, where = _read_listed(self.path, "golden.parquet", self.manifest["files"]["golden.parquet"]), self.path/"golden.parquet"
+    try: golden = pl.read_parquet(io.BytesIO(data))
+    except pl.exceptions.PolarsError: raise RegistryError("is no Parquet table", where, "package the run again") from None
+    if absent := [c for c in (*self.contract.features, "prediction") if c not in golden.columns]:
+        raise RegistryError("golden rows lack " + ", ".join(absent), where, "package the run again")
+    return golden
 
 def _profile(self):
     "The `Profile` of the training data."
-    from mlproj.data.profile import load_profile
-    _read_listed(self.path, "profile.json", self.manifest["files"]["profile.json"])
-    return load_profile(self.path/"profile.json")
+    from mlproj.data.profile import profile_of_json
+    text = _read_listed(self.path, "profile.json", self.manifest["files"]["profile.json"])
+    try: return profile_of_json(text)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        what = f"is no profile ({type(error).__name__})"
+        raise RegistryError(what, self.path/"profile.json", "package the run again") from None
 
-Bundle.golden, Bundle.profile = property(_golden), property(_profile)
+def _graph(self) -> bytes:
+    "The graph, which is what was opened."
+    return _read_listed(self.path, "model.onnx", self.manifest["files"]["model.onnx"])
+
+Bundle.golden, Bundle.profile, Bundle.graph = property(_golden), property(_profile), property(_graph)
 
 # %% ../../nbs/serve/30_bundle.ipynb #ddb6569e
 def _predict(self, numbers: np.ndarray, strings: np.ndarray) -> np.ndarray:
@@ -326,6 +349,10 @@ def _short(value) -> str:
         return ", ".join(map(_short, value[:4])) + (f", … ({len(value)})" if len(value) > 4 else "")
     return value[:12] if re.fullmatch("[0-9a-f]{64}", value) else value
 
+def _visible(text: str) -> str:
+    "A text without characters that end lines, move the cursor or turn the direction: a stranger's bundle says only what it is."
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else "\ufffd" for c in text)
+
 def _answers(task: Task) -> str:
     "What a prediction is, in words."
     if task.kind == "binary": return f"probability of {task.label}; yes at or above {task.threshold:g}"
@@ -349,7 +376,7 @@ def _figures(tree: dict, path=()):
 def _measured(figure: dict | None) -> str:
     "A figure with its interval."
     if figure is None: return ""
-    interval = f" [{_short(figure['low'])}, {_short(figure['high'])}]" if figure.get("low") is not None else ""
+    interval = f" [{_short(figure['low'])}, {_short(figure.get('high'))}]" if figure.get("low") is not None else ""
     return _short(figure["value"]) + interval
 
 # %% ../../nbs/serve/30_bundle.ipynb #641b0d7d
@@ -368,9 +395,10 @@ def _tables(b: Bundle, tag: str) -> dict[str, list[tuple]]:
     inputs = [(c["name"], kind(c), c["unit"], _range(c), "allowed" if c["nullable"] else "") for c in plain["inputs"]]
     metrics = [(name, _short(found.get("n")), _measured(found), _measured(baseline.get(name)))
                for name, found in _figures(b.facts["metrics"])]
-    return {"": list(_about(b, plain).items()), "inputs": [("name", "kind", "unit", "seen", "missing"), *inputs],
+    said = {"": list(_about(b, plain).items()), "inputs": [("name", "kind", "unit", "seen", "missing"), *inputs],
             "metrics": [("", "rows", "model", "baseline"), *metrics],
             "lineage": [(name, _short(found["value"])) for name, found in _figures(b.facts["lineage"])]}
+    return {title: [tuple(map(_visible, row)) for row in rows] for title, rows in said.items()}
 
 # %% ../../nbs/serve/30_bundle.ipynb #e0cf4cc8
 def describe_bundle(bundle: Bundle, tag: str = "") -> str:

@@ -29,7 +29,8 @@ def columns(bundle: Bundle) -> dict:
     label = contract.columns.get(task.label)
     seen = [label.min, label.max] if label and None not in (label.min, label.max) else None
     return dict(model=dict(name=bundle.name, digest=bundle.digest, run=bundle.facts["run"], created=bundle.facts["created"]),
-                task=asdict(task) | dict(output=task.output, width=task.width, seen=seen) | (dict(middle=task.middle) if task.quantiles else {}),
+                task=asdict(task) | dict(output=task.output, width=task.width, seen=seen)
+                     | (dict(middle=task.middle, names=list(task.quantile_names)) if task.quantiles else {}),
                 columns=[_plain(contract.columns[n], example) for n, example in example_row(contract).items()],
                 numbers=list(contract.numbers), strings=list(contract.strings),
                 rules=[dict(rule=row.rule, severity=row.severity, columns=list(judge.columns), tree=_tree(ast.parse(row.rule.strip(), mode="eval").body))
@@ -117,9 +118,16 @@ export function seconds(text) {
 """
 
 # %% ../../nbs/serve/35_web.ipynb #8fde0513
-PREDICT_JS += r"""const finite = test => (a, b) => [a, b].every(v => typeof v !== "number" || Number.isFinite(v)) && test(a, b);
+PREDICT_JS += r"""// Below 0 where a is less than b. Texts go by their code points, as elsewhere; < alone would take some in halves.
+function order(a, b) {
+  if (typeof a !== "string") return a - b;
+  const [x, y] = [[...a], [...b]], i = x.findIndex((c, j) => c !== y[j]);
+  return i < 0 ? x.length - y.length : i < y.length ? x[i].codePointAt(0) - y[i].codePointAt(0) : 1;
+}
+const finite = test => (a, b) => [a, b].every(v => typeof v !== "number" || Number.isFinite(v)) && test(a, b);
 const OPERATIONS = {
-  "<": finite((a, b) => a < b), "<=": finite((a, b) => a <= b), ">": finite((a, b) => a > b), ">=": finite((a, b) => a >= b),
+  "<": finite((a, b) => order(a, b) < 0), "<=": finite((a, b) => order(a, b) <= 0),
+  ">": finite((a, b) => order(a, b) > 0), ">=": finite((a, b) => order(a, b) >= 0),
   "==": finite((a, b) => a === b), "!=": finite((a, b) => a !== b), "+": (a, b) => a + b, "-": (a, b) => a - b, "*": (a, b) => a * b,
   and: (...all) => all.every(Boolean), or: (...all) => all.some(Boolean), not: v => !v, negative: v => -v, abs: Math.abs,
   in: (v, ...known) => known.includes(v),
@@ -129,7 +137,10 @@ function evaluate([operation, ...parts], get) {
   return operation === "constant" ? parts[0] : OPERATIONS[operation](...parts.map(part => evaluate(part, get)));
 }
 
-// What is wrong with a row: [{ field, rule, severity }], severity "warn" or, for a row that cannot be predicted, "refuse".
+"""
+
+# %% ../../nbs/serve/35_web.ipynb #a73b0185
+PREDICT_JS += r"""// What is wrong with a row: [{ field, rule, severity }], severity "warn" or, for a row that cannot be predicted, "refuse".
 export function check({ columns, rules }, row) {
   const found = [], add = (field, rule, severity) => found.push({ field, rule, severity: severity === "warn" ? "warn" : "refuse" });
   const byName = new Map(columns.map(c => [c.name, c]));
@@ -168,7 +179,7 @@ function answer(task, out) {
     return { prediction: task.classes[out.indexOf(Math.max(...out))], probabilities };
   }
   if (!task.quantiles.length) return { prediction: out[0] };
-  return { prediction: out[task.middle], quantiles: Object.fromEntries(task.quantiles.map((q, i) => [q, out[i]])) };
+  return { prediction: out[task.middle], quantiles: Object.fromEntries(task.names.map((name, i) => [name, out[i]])) };
 }
 
 """
@@ -453,7 +464,7 @@ const SHOW = {
     const unit = task.unit ? [element("small", {}, ` ${task.unit}`)] : [];
     const big = element("span", { className: "big" }, shown.format(prediction), ...unit), q = task.quantiles;
     if (!quantiles || q.length < 2) return [big];
-    const [low, high] = [quantiles[q[0]], quantiles[q.at(-1)]];
+    const [low, high] = [quantiles[task.names[0]], quantiles[task.names.at(-1)]];
     const seen = task.seen ?? [task.mean - 3 * task.scale, task.mean + 3 * task.scale];
     const from = Math.min(seen[0], low), to = Math.max(seen[1], high), place = v => (v - from) / (to - from);
     return [big, track(place(low), place(high), [place(prediction)], true), line(quiet(shown.format(from)), quiet(shown.format(to))),
@@ -609,10 +620,9 @@ def _write(bundle: Bundle, folder, files: dict[str, str | bytes]) -> Path:
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise RegistryError("exists already", folder, "an export overwrites nothing; write to a new folder")
-    graph = (bundle.path/"model.onnx").read_bytes()
-    if sha256(graph) != bundle.manifest["files"]["model.onnx"]["sha256"]: raise RegistryError("changed after it was opened", bundle.path/"model.onnx")
     with folder_atomic(folder) as staging:
-        for name, content in {"model.onnx": graph, "columns.json": to_json(columns(bundle)), **files}.items(): write_atomic(staging/name, content)
+        written = {"model.onnx": bundle.graph, "columns.json": to_json(columns(bundle)), **files}
+        for name, content in written.items(): write_atomic(staging/name, content)
     return folder
 
 # %% ../../nbs/serve/35_web.ipynb #b24af14c

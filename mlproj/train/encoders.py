@@ -45,11 +45,11 @@ INTERVALS = 16  # of a number, each with as many rows
 ANOTHER = "encoder: quantile, or another unit in the dataset function"
 
 def _rounded(mean: float, std: float, where: str) -> tuple[float, float]:
-    "Mean and scale as float32 can hold them. Raises `DataError` where it cannot."
+    "Mean and scale as float32 holds them, but a mean that this moves by a thousandth of the scale. Raises `DataError` beyond it."
     with np.errstate(over="ignore"): mean32, inverse = np.float32(mean), np.float32(1/std)
     if not (np.isfinite(mean32) and 0 < inverse < np.inf):
         raise DataError(f"mean {mean:.3g} and spread {std:.3g} are beyond 32-bit floats", where, ANOTHER)
-    return float(mean32), 1/float(inverse)
+    return mean if abs(float(mean32) - mean) > std/1000 else float(mean32), 1/float(inverse)
 
 def _places(p: ColumnProfile, n: int) -> np.ndarray:
     "The quantiles of a profile at n + 1 even places, without repeats."
@@ -58,13 +58,14 @@ def _places(p: ColumnProfile, n: int) -> np.ndarray:
 def _number(name: str, p: ColumnProfile, moments: tuple, of=float, **more) -> NumberEncoder:
     "A number's encoder; `of` was done to the values. A constant is scaled by one."
     if not p.quantiles: return NumberEncoder(name, 0.0, 0.0, 0.0, 0.0, 1.0, p.missing > 0)  # never present: says nothing
-    if moments[0] is None: raise DataError("its mean is beyond 64-bit floats", f"column {name!r}", ANOTHER)
+    if None in moments: raise DataError("its mean or its spread is beyond 64-bit floats", f"column {name!r}", ANOTHER)
     mean, scale = _rounded(moments[0], moments[1] or 1.0, f"column {name!r}")
-    edges = np.unique([(of(q) - mean)/scale for q in _places(p, INTERVALS)])
+    edges = np.array([(of(q) - mean)/scale for q in _places(p, INTERVALS)])
+    edges = edges[np.unique(edges.astype(np.float32), return_index=True)[1]]  # a network holds them as float32
     return NumberEncoder(name, of(p.median), of(p.min), of(p.max), mean, scale, p.missing > 0,
                          tuple(edges.tolist()) if len(edges) > 1 else (0.0, 1.0), **more)
 
-def _standard(name: str, p: ColumnProfile) -> NumberEncoder: return _number(name, p, (p.mean, 1.0 if p.std is None else p.std))
+def _standard(name: str, p: ColumnProfile) -> NumberEncoder: return _number(name, p, (p.mean, p.std))
 
 # %% ../../nbs/train/18_encoders.ipynb #7ab16e0d
 def _log_moments(p: ColumnProfile) -> tuple[float, float]:
@@ -102,7 +103,8 @@ class PiecewiseEncoder:
 
     @property
     def columns(self) -> tuple:
-        return tuple((f"{self.name} {low:g} to {high:g}", (0.0, 1.0)) for low, high in zip(self.edges, self.edges[1:]))
+        ends = next(t for digits in (6, 9, 17) if len(set(t := [f"{e:.{digits}g}" for e in self.edges])) == len(t))
+        return tuple((f"{self.name} {low} to {high}", (0.0, 1.0)) for low, high in zip(ends, ends[1:]))
 
 # %% ../../nbs/train/18_encoders.ipynb #f9d7504d
 def _quantile(name: str, p: ColumnProfile, bins: int = INTERVALS) -> QuantileEncoder:
@@ -110,10 +112,14 @@ def _quantile(name: str, p: ColumnProfile, bins: int = INTERVALS) -> QuantileEnc
 
 def _piecewise(name: str, p: ColumnProfile, bins: int = INTERVALS) -> PiecewiseEncoder:
     if not p.quantiles: return PiecewiseEncoder(name, (0.0, 1.0), p.missing > 0)
-    with np.errstate(over="ignore"): edges = np.unique(_places(p, bins).astype(np.float32).astype(float))
-    if not np.isfinite(edges).all():
+    edges = _places(p, bins)
+    if len(edges) < 2: edges = np.append(edges, edges + max(1, abs(edges[0])))
+    with np.errstate(over="ignore"):
+        rounded, inverse = edges.astype(np.float32).astype(float), (1/np.diff(edges)).astype(np.float32)
+    if not np.isfinite([*rounded, *inverse]).all():
         raise DataError(f"values from {p.min:.3g} to {p.max:.3g} are beyond 32-bit floats", f"column {name!r}", ANOTHER)
-    return PiecewiseEncoder(name, tuple(edges.tolist()) if len(edges) > 1 else (edges[0], edges[0] + 1), p.missing > 0)
+    exact = np.abs(rounded - edges).max() > np.diff(edges).min()/1000  # where all share their first digits
+    return PiecewiseEncoder(name, tuple((edges if exact else rounded).tolist()), p.missing > 0)
 
 # %% ../../nbs/train/18_encoders.ipynb #2da28484
 @dataclass(frozen=True)
@@ -132,6 +138,9 @@ class VectorEncoder:
     def columns(self) -> tuple: return tuple((f"{self.name}[{i}]", self.edges) for i in range(self.length))
 
 def _vector(name: str, p: ColumnProfile) -> VectorEncoder:
+    if p.rows > p.missing and None in (p.mean, p.std):
+        hint = "encoder: drop, or another unit in the dataset function"
+        raise DataError("its mean or its spread is beyond 64-bit floats", f"column {name!r}", hint)
     mean, scale = _rounded(p.mean or 0.0, p.std or 1.0, f"column {name!r}")
     return VectorEncoder(name, p.length, mean, scale, p.missing > 0)
 
@@ -374,7 +383,8 @@ HEADER = """\
 def encoders_yaml(choices: dict[str, Choice], name: str) -> str:
     "Choices as YAML text, one line for each column."
     body = {n: _Flow(encoder=c.encoder, **c.options, why=c.why) for n, c in choices.items()}
-    return HEADER.format(name=name) + yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
+    said = HEADER.format(name=name if name.isprintable() else "a table")  # a line break would end the comment
+    return said + yaml.dump(body, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=float("inf"))
 
 def save_encoders(choices: dict[str, Choice], path, name: str = "") -> Path:
     "Write choices as YAML."
@@ -385,7 +395,7 @@ _IS = {  # what an option may be, and its words
     "bins": (lambda v: type(v) is int and 2 <= v <= 32, "a whole number from 2 to 32"),
     "min_count": (lambda v: type(v) is int and v >= 1, "a whole number from 1"),
     "top_k": (lambda v: v is None or type(v) is int and v >= 1, "a whole number from 1"),
-    "values": (lambda v: _texts(v) and len(v) > 1, "a list of two or more different texts, in their order"),
+    "values": (lambda v: _texts(v) and len(v) > 1 and all(v), "a list of two or more different texts, none empty, in order"),
     "zone": (lambda v: isinstance(v, str), "a name such as America/New_York"),
     "cycles": (lambda v: _texts(v) and set(v) <= set(CYCLES), "a list of " + ", ".join(CYCLES)),
     "trend": (lambda v: type(v) is bool, "true or false"),
@@ -403,7 +413,8 @@ def _choice(given, where: str) -> Choice:
     if not isinstance(given, dict) or "encoder" not in given:
         raise ConfigError("says no encoder", where, "write {encoder: …, why: …}")
     encoder, options = given["encoder"], {k: v for k, v in given.items() if k not in ("encoder", "why")}
-    if encoder not in ENCODERS: raise ConfigError(f"encoder {encoder!r} is unknown", where, _nearest(encoder, ENCODERS))
+    if not isinstance(encoder, str) or encoder not in ENCODERS:
+        raise ConfigError(f"encoder {encoder!r} is unknown", where, _nearest(encoder, ENCODERS))
     _known(options, _options(encoder) or ["encoder", "why"], where)
     for option, value in options.items():
         if not _IS[option][0](value): raise ConfigError(f"{option} is {value!r}", where, _IS[option][1])
@@ -414,9 +425,10 @@ def _choice(given, where: str) -> Choice:
 # %% ../../nbs/train/18_encoders.ipynb #3e816f34
 def encoders_from_yaml(text: str, where="encoders") -> dict[str, Choice]:
     "Parse choices. Raises `ConfigError` that names the place for anything unknown, missing or mistyped."
-    try: body = yaml.load(text, _Loader) or {}
+    try: body = yaml.load(text, _Loader)
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError("not valid YAML: " + " ".join(str(error).split()), where) from None
+    if body is None: return {}
     if not isinstance(body, dict):
         raise ConfigError("is no mapping of columns to encoders", where, "write: column: {encoder: …, why: …}")
     return {str(name): _choice(given, f"{where}, column {str(name)!r}") for name, given in body.items()}

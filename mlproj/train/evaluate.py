@@ -12,7 +12,7 @@ __all__ = ['METRICS', 'LOWER', 'THRESHOLDS', 'HEAD', 'metrics_of', 'higher_is_be
 import json
 from dataclasses import asdict, dataclass
 from functools import partial
-from math import floor, log10
+from math import floor, isfinite, log10
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,10 @@ def weighted_score(task: Task, y, p):
     return lambda w, score=of(task, np.asarray(y), np.asarray(p)): {metric: float(value) for metric, value in score(w).items()}
 
 def score(task: Task, y, p) -> dict[str, float]:
-    "The metrics of labels (n,) and predictions. Raises `DataError` for labels that are all equal where that leaves a metric undefined."
+    "The metrics of labels (n,) and predictions. Raises `DataError` for no rows, for predictions that are not finite, and for labels that are all equal where that leaves a metric undefined."
+    if not len(y): raise DataError("has no rows", "evaluation", "evaluate on more rows")
+    if odd := int((~np.isfinite(p)).reshape(len(y), -1).any(1).sum()):
+        raise DataError(f"predictions of label {task.label!r} are not finite in {odd:,} of {len(y):,} rows", "evaluation", "mend the model")
     if task.kind != "multiclass" and np.min(y) == np.max(y):
         raise DataError(f"label {task.label!r} is the same in all {len(y):,} rows", "evaluation", "evaluate on more rows")
     return weighted_score(task, y, p)(np.ones(len(y)))
@@ -289,7 +292,7 @@ class Gate:
             if not isinstance(given, dict):
                 raise ConfigError(f"is {given!r}", f"gate.criteria.{name}", "part, metric, which, and at_least or at_most")
             for bound in ("at_least", "at_most"):
-                if not isinstance(given.get(bound), (int, float, type(None))):
+                if isinstance(value := given.get(bound), bool) or not (value is None or isinstance(value, (int, float)) and isfinite(value)):
                     raise ConfigError(f"{bound} is {given[bound]!r}", f"gate.criteria.{name}", "a number")
             if extra := set(given) - known:
                 raise ConfigError(f"key {sorted(extra)[0]!r} is unknown", f"gate.criteria.{name}",

@@ -18,7 +18,7 @@ from ..data.contract import Contract, pack
 from ..data.task import TOLERANCE, Task
 from ..project import ConfigError, ParityError
 from .evaluate import metrics_of, score
-from .features import encode, session
+from .features import encode, lookups_of, session
 
 # %% ../../nbs/train/25_export.ipynb #b9157fb5
 def join(features: onnx.ModelProto, tail: onnx.ModelProto, task: Task) -> onnx.ModelProto:
@@ -115,6 +115,12 @@ def _lacking(golden: pl.DataFrame, contract: Contract) -> pl.DataFrame:
     parts = [golden[3*i % golden.height:][:3].with_columns(pl.lit(None, golden.schema[n]).alias(n)) for i, n in enumerate(sure)]
     return pl.concat(parts) if parts else golden.clear()
 
+def _worded(golden: pl.DataFrame, contract: Contract, encoders: onnx.ModelProto) -> pl.DataFrame:
+    "Golden rows with each word that the encoders know, in all columns of strings at once."
+    words = sorted({word for _, known, _ in lookups_of(encoders).values() for word in known if word})
+    every = [pl.Series(name, words, pl.String).cast(golden.schema[name], strict=False) for name in contract.strings]
+    return golden[[i % golden.height for i in range(len(words))]].with_columns(every)
+
 # %% ../../nbs/train/25_export.ipynb #1ee98db0
 def _operations(graph: onnx.ModelProto) -> tuple:
     "Operations and constants of a graph, as values that can be compared."
@@ -151,7 +157,7 @@ def prove(whole: onnx.ModelProto, encoders: onnx.ModelProto, model, contract: Co
           others: dict | None = None) -> Parity:
     """Compare all forms of a model on the golden rows: its own framework, the graph, single rows, the encoders, and `others`, as
     in `prove_forms`. Raises `ParityError` when any two disagree."""
-    rows = pl.concat([golden, _lacking(golden, contract)])
+    rows = pl.concat([golden, _lacking(golden, contract), _worded(golden, contract, encoders)])
     inputs, where, run = _inputs(contract, rows), contract.name, session(whole, threads=1)
     _check_encoders(whole, encoders, inputs, where)
     predictions = _predict(run, task, inputs)
@@ -181,7 +187,7 @@ def _weights(graph) -> dict[str, tuple[np.ndarray, int, bool]]:
     for tensor in graph.initializer:
         small = len(tensor.dims) < 2 or np.prod(tensor.dims) < LARGE
         if small or tensor.data_type != onnx.TensorProto.FLOAT or not tensor.name.startswith("m_"): continue
-        uses = {(_axis(node, place, len(tensor.dims)), node.op_type == "Gather") for node, place in readers[tensor.name]}
+        uses = {(_axis(node, place, len(tensor.dims)), node.op_type == "Gather") for node, place in readers.get(tensor.name, [])}
         if len(uses) == 1 and (use := uses.pop())[0] is not None: found[tensor.name] = (numpy_helper.to_array(tensor), *use)
     return found
 
@@ -242,5 +248,5 @@ def compare_int8(whole: onnx.ModelProto, small: onnx.ModelProto, contract: Contr
     fp32, int8 = (score(task, y, p)[metric] for p in (a, b))
     if not abs(int8 - fp32) <= budget*(abs(fp32) if task.kind == "regression" else 1):
         raise ParityError(f"{metric} is {int8:.4f} in int8 and {fp32:.4f} in fp32: beyond the budget of {budget:g}",
-                          contract.name, "ship fp32, or raise package.int8_budget")
+                          contract.name, "raise package.int8_budget, or ship fp32 with package.int8_budget=null")
     return Int8(float(np.abs(a.astype(np.float64) - b).max()), metric, fp32, int8, small.ByteSize()/whole.ByteSize(), b)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPSETS', 'IR_VERSION', 'ML', 'SHARED', 'SPLITS', 'CHUNK', 'TEXTS', 'Features', 'fit_features', 'GraphBuilder',
-           'beside', 'taken', 'features_graph', 'Tensors', 'session', 'encode']
+           'beside', 'taken', 'features_graph', 'Tensors', 'session', 'lookups_of', 'encode']
 
 # %% ../../nbs/train/20_features.ipynb #7bd189f4
 import os
@@ -17,7 +17,7 @@ import polars as pl
 from onnx import TensorProto, helper, numpy_helper
 
 from ..data.contract import Contract, number_columns, pack, side_by_side
-from ..project import DataError
+from ..project import ContractError, DataError
 from .encoders import (CYCLES, CategoryEncoder, Choice, NumberEncoder, OrdinalEncoder, PiecewiseEncoder,
                                    QuantileEncoder, TextEncoder, TimeEncoder, VectorEncoder, choose_encoder, choose_encoders,
                                    fit_encoder, merge_choices)
@@ -126,6 +126,8 @@ ML = "ai.onnx.ml"
 
 def _scaled(g: GraphBuilder, value: str, mean, scale, missing) -> str:
     "(value - mean)/scale as float32, where NaN becomes `missing` (standardised)."
+    mean = np.array(mean)
+    if (mean != mean.astype(np.float32)).any(): value, mean = g.Sub(value, mean), np.zeros(len(mean))  # a Scaler's is float32
     scaled = g.add("Scaler", value, domain=ML, offset=list(mean), scale=(1/np.array(scale)).tolist())
     return g.add("Imputer", scaled, domain=ML, imputed_value_floats=list(missing), replaced_value_float=float("nan"))
 
@@ -280,7 +282,7 @@ def session(graph: onnx.ModelProto, threads: int = 0):
     return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 # %% ../../nbs/train/20_features.ipynb #b701a5ab
-def _lookups(graph: onnx.ModelProto) -> dict[str, tuple[list[int], list[str], int]]:
+def lookups_of(graph: onnx.ModelProto) -> dict[str, tuple[list[int], list[str], int]]:
     "What the graph makes of single strings, as far as it goes: name to (columns of `strings`, the words it knows, type of tensor)."
     constants = {i.name: i for i in graph.graph.initializer}
     width = next((i.type.tensor_type.shape.dim[1].dim_value for i in graph.graph.input if i.name == "strings"), 0)
@@ -363,11 +365,12 @@ def encode(graph: onnx.ModelProto, contract: Contract, frame: pl.DataFrame, rows
     """The tensors of a table, made by the graph in batches of `rows`: `x_numbers` (n, width) float32, `x_codes` (n, codes) int64.
     Raises `ContractError` for a column of another type."""
     pack(contract, frame.clear())  # the types, before any work
-    lookups = _lookups(graph)
+    lookups = lookups_of(graph)
     before, behind = _halves(graph, lookups)
     tables, inputs = _tables(before, contract, lookups), [i.name for i in behind.get_inputs()] if behind else []
     widths = {o.name: o.type.tensor_type.shape.dim[1].dim_value for o in graph.graph.output}
-    made = {name: np.empty((frame.height, widths.get(name, 0)), dtype) for name, dtype in dict(x_numbers=np.float32, x_codes=np.int64).items()}
+    dtypes = dict(x_numbers=np.float32, x_codes=np.int64)
+    made = {name: np.empty((frame.height, widths.get(name, 0)), dtype) for name, dtype in dtypes.items()}
     batch, threads = min(rows, TEXTS) if "strings" in inputs else rows, os.cpu_count()
     step = min(CHUNK, max(batch, -(-frame.height//threads)))
     def task(first: int) -> None:
@@ -377,5 +380,9 @@ def encode(graph: onnx.ModelProto, contract: Contract, frame: pl.DataFrame, rows
         rest = {name: values for name, values in out.items() if name in widths and name not in tables}
         for i, feeds in enumerate(_feeds(contract, chunk, inputs, looked_up, batch) if rest else ()):
             _run_into(behind, feeds, {name: values[i*batch:(i + 1)*batch] for name, values in rest.items()})
-    with ThreadPoolExecutor(threads) as pool: list(pool.map(task, range(0, frame.height, step)))
+    with ThreadPoolExecutor(threads) as pool:
+        try: list(pool.map(task, range(0, frame.height, step)))
+        except ContractError:
+            number_columns(contract, frame)  # says the row of the table, not of the chunk
+            raise
     return made["x_numbers"], made["x_codes"]

@@ -29,7 +29,6 @@ class Batch(tuple):
 class TensorLoader:
     "Batches (`x_numbers`, `x_codes`, `y`) of tensors, as torch tensors; shuffled anew in every epoch, in an order that seed and epoch decide."
     def __init__(self, tensors: Tensors, batch_size: int, shuffle: bool, seed: int = 0):
-        if batch_size < 1: raise ConfigError(f"batch_size is {batch_size}", "train.batch_size", "1 or more")
         self.parts = [torch.as_tensor(a) for a in (tensors.x_numbers, tensors.x_codes, tensors.y)]
         self.batch_size, self.shuffle, self.seed, self.epoch = batch_size, shuffle, seed, 0
 
@@ -181,7 +180,8 @@ def _trainer(**settings) -> pl.Trainer:
 def fit(model: pl.LightningModule, task: Task, train: Tensors, validation: Tensors, folder, *, max_epochs=5, batch_size=1024, seed=0,
         accelerator="auto", precision="32-true", threads=None, progress=True, logger=None) -> Fitted:
     "Train a LightningModule that has `predict`; afterwards it holds the weights of its best epoch, which also stand in `folder`/best.ckpt. `threads`: of PyTorch on the CPU."
-    if max_epochs < 1: raise ConfigError(f"max_epochs is {max_epochs}", "train.max_epochs", "1 or more")
+    for key, least in dict(max_epochs=max_epochs, batch_size=batch_size).items():
+        if least < 1: raise ConfigError(f"{key} is {least}", f"train.{key}", "1 or more")
     pl.seed_everything(seed, workers=True, verbose=False)
     watch, begun = Watch(len(train), task, validation, Path(folder)/"best.ckpt", progress), time.perf_counter()
     with _quiet(), _threads(threads):

@@ -43,7 +43,7 @@ def loss(raw: torch.Tensor, y: torch.Tensor, task: Task) -> torch.Tensor:
 def predict(module: pl.LightningModule, answer, x_numbers: np.ndarray, x_codes: np.ndarray, rows: int = 16_384) -> np.ndarray:
     "The task's output, float32, in evaluation mode, in batches; `answer` makes it from what the module says."
     module.eval()
-    on = lambda array: torch.as_tensor(array, device=module.device)
+    on = lambda array: torch.tensor(array, device=module.device)  # a copy: a module may write into what it is given
     parts = [answer(module(on(x_numbers[i:i + rows]), on(x_codes[i:i + rows]))) for i in range(0, len(x_codes), rows)]
     return torch.cat(parts).float().cpu().numpy()
 

@@ -71,6 +71,7 @@ class Trees:
     def __init__(self, features: Features, task: Task, rounds: int = 200, **params):
         for name in self.decided & set(params):
             raise ConfigError(f"{name} is decided by the task, which is {task.kind}", f"model.{name}", "remove it")
+        if not (isinstance(rounds, int) and rounds > 0): raise ConfigError(f"rounds is {rounds!r}", "model.rounds", "a whole number, 1 or more")
         self.width, self.categories = features.width, len(features.cardinalities)
         self.task, self.rounds, self.params = task, rounds, params
 
@@ -107,7 +108,9 @@ def lightgbm_trees(booster, classes: int) -> list[dict]:
         inner = int(fields["num_leaves"]) - 1
         column = lambda name, dtype: np.array(fields.get(name, "").split(), dtype)[:inner]
         if fields.get("is_linear", "0") != "0": raise _inexact("trees with linear leaves", "linear_tree")
-        if (column("decision_type", np.int64) & 1).any(): raise _inexact("native categories", "categorical_feature")
+        decision = column("decision_type", np.int64)
+        if (decision & 1).any(): raise _inexact("native categories", "categorical_feature")
+        if (decision >> 2 & 3 == 1).any(): raise _inexact("trees to which zero is missing", "zero_as_missing")
         threshold = column("threshold", np.float64)
         threshold = np.where(threshold == -np.float64(np.float32(1e-35)), np.nextafter(threshold, -np.inf), threshold)
         child = lambda name: (lambda c: np.where(c < 0, inner + ~c, c))(column(name, np.int64))
@@ -127,21 +130,23 @@ class _Ear:
 
 class LightGBM(Trees):
     "LightGBM; `params` such as learning_rate, num_leaves, min_child_samples, feature_fraction, lambda_l2, seed, num_threads."
-    decided = {"objective", "application", "app", "loss", "num_class", "num_classes", "alpha", "sigmoid"}
+    decided = {"objective", "objective_type", "application", "app", "loss", "num_class", "num_classes", "alpha", "sigmoid", "reg_sqrt"}
 
     def objective(self, quantile) -> dict:
         "What the task decides, and what makes equal runs equal."
         kind = dict(binary="binary", multiclass="multiclass", regression="quantile" if quantile else "regression")[self.task.kind]
-        return (dict(objective=kind, verbose=0, deterministic=True, force_row_wise=True) | (dict(alpha=quantile) if quantile else {})
+        return (dict(objective=kind, deterministic=True, force_row_wise=True) | (dict(alpha=quantile) if quantile else {})
                 | (dict(num_class=self.task.width) if kind == "multiclass" else {}))
 
     def grow(self, X, y, params):
         import lightgbm
         ear = _Ear()
         lightgbm.register_logger(ear)
-        try: grown = lightgbm.train(params, lightgbm.Dataset(X, y), self.rounds)
+        try: grown = lightgbm.train(params | dict(verbosity=0), lightgbm.Dataset(X, y), self.rounds)
         except lightgbm.basic.LightGBMError as error:
             raise ConfigError(str(error).splitlines()[0], "model", "see LightGBM's parameters") from None
+        if (n := grown.params["num_iterations"]) != self.rounds:
+            raise ConfigError(f"rounds is {self.rounds}, and another name of it says {n}", "model.rounds", "write rounds alone")
         unknown = sorted({line.partition("Unknown parameter: ")[2].strip() for line in ear.heard if "Unknown parameter: " in line})
         if unknown: raise ConfigError(f"LightGBM has no parameter {' and no '.join(unknown)}", "model", "see LightGBM's parameters")
         return grown
@@ -179,14 +184,16 @@ class XGBoost(Trees):
     def objective(self, quantile) -> dict:
         number = "reg:quantileerror" if quantile else "reg:squarederror"
         kind = dict(binary="binary:logistic", multiclass="multi:softprob", regression=number)[self.task.kind]
-        return (dict(objective=kind, validate_parameters=True) | (dict(quantile_alpha=quantile) if quantile else {})
+        return (dict(objective=kind) | (dict(quantile_alpha=quantile) if quantile else {})
                 | (dict(num_class=self.task.width) if self.task.kind == "multiclass" else {}))
 
     def grow(self, X, y, params):
         import re, warnings, xgboost
+        written = dict(monotone_constraints=lambda v: str(tuple(v)), interaction_constraints=str)  # which it reads as text alone
+        params = {k: written[k](v) if k in written and isinstance(v, list) else v for k, v in params.items()}
         with warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
-            try: grown = xgboost.train(params, xgboost.DMatrix(X, y), self.rounds)
+            try: grown = xgboost.train(params | dict(validate_parameters=True, verbosity=1), xgboost.DMatrix(X, y), self.rounds)
             except xgboost.core.XGBoostError as error:
                 raise ConfigError(str(error).splitlines()[0], "model", "see XGBoost's parameters") from None
         unknown = [found[1] for w in heard if (found := re.search(r"Parameters: \{ (.*) \} are not used", str(w.message)))]

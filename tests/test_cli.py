@@ -1,0 +1,41 @@
+"The commands of a packaged model, as processes: which bundle is meant, and one line for whatever is wrong with it."
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from bundles import environment, small_bundle, small_rows
+
+from mlproj.serve.bundle import Bundle
+from mlproj.serve.registry import Registry
+
+
+def mlproj(home, *args, cwd=None):
+    done = subprocess.run([sys.executable, "-m", "mlproj.cli", *map(str, args)], capture_output=True, text=True, cwd=cwd or home, env=environment(home))
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_folder_of_data_with_the_name_of_a_model_does_not_hide_it(tmp_path):
+    tag = Registry(tmp_path/"home").add(small_bundle(tmp_path/"b"))
+    (tmp_path/"flights").mkdir()
+    code, out, err = mlproj(tmp_path/"home", "show", "flights:latest", cwd=tmp_path)
+    assert code == 0 and tag in out, err
+    Registry(tmp_path/"home").promote(tag)
+    code, out, err = mlproj(tmp_path/"home", "show", "flights", cwd=tmp_path)
+    assert code == 0 and tag in out, err
+    code, out, err = mlproj(tmp_path/"home", "show", "./flights", cwd=tmp_path)
+    assert code == 1 and not out and "flights/manifest.json: is missing" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("show",), ("show", "--json"), ("score", "in.parquet", "out.parquet", "--model"), ("export", "new", "--to", "onnx", "--model")])
+def test_a_bundle_that_is_damaged_is_one_line(tmp_path, command):
+    bundle = small_bundle(tmp_path/"b")
+    small_rows(Bundle.open(bundle).contract).write_parquet(tmp_path/"in.parquet")
+    assert mlproj(tmp_path, *command, bundle)[0] == 0
+    shutil.rmtree(tmp_path/"new", ignore_errors=True); (tmp_path/"out.parquet").unlink(missing_ok=True)
+    data = (bundle/"model.onnx").read_bytes()
+    (bundle/"model.onnx").write_bytes(data[:40] + bytes([data[40] ^ 1]) + data[41:])
+    code, out, err = mlproj(tmp_path, *command, bundle)
+    assert code == 1 and not out and "model.onnx: is not what the manifest says" in err and err.count("\n") == 1
+    assert sorted(os.listdir(tmp_path)) == ["b", "in.parquet"]
