@@ -13,6 +13,9 @@ from configparser import ConfigParser
 from dataclasses import dataclass
 from pathlib import Path
 
+# %% ../nbs/00_project.ipynb #b51a74eb
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # %% ../nbs/00_project.ipynb #5461ff50
 class MlprojError(Exception):
     "An error that a user can mend: `what` was wrong, `where` (file, column, row, key), and `hint`, what to do next."

@@ -117,7 +117,7 @@ def key_pair(folder, name="ours") -> tuple[Path, Path]:
 def environment(home, **more) -> dict:
     "The environment of a process that serves from `home` with the code of this checkout."
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLPROJ_", "BENTOML_", "PROMETHEUS_"))}
-    return clean | dict(BENTOML_HOME=str(home), PYTHONPATH=str(ROOT), NO_COLOR="1") | more
+    return clean | dict(BENTOML_HOME=str(home), PYTHONPATH=str(ROOT), NO_COLOR="1", MLPROJ_DRAIN_SECONDS="0") | more
 
 
 def free_port() -> int:
@@ -159,8 +159,9 @@ class Server:
     def post(self, body: bytes, kind="application/json") -> httpx.Response: return self.client.post("/predict", content=body, headers={"content-type": kind} if kind else {})
 
     def workers(self) -> list[int]:
-        "Process ids of the workers."
-        return [p.pid for p in psutil.Process(self.process.pid).children() if "_bentoml_impl.worker.service" in p.cmdline()]
+        "Process ids of the workers that live."
+        children = [p for p in psutil.Process(self.process.pid).children() if p.status() != psutil.STATUS_ZOMBIE]
+        return [p.pid for p in children if "_bentoml_impl.worker.service" in p.cmdline()]
 
 
 def refused(home, *arguments, cwd=ROOT, port=None, **more) -> tuple[int, str]:

@@ -136,6 +136,7 @@ def _add(self, bundle, at: datetime | None = None) -> str:
             for folder in (self.ours/".staging", self.models/name): folder.mkdir(parents=True, exist_ok=True)
             _create(self.ours/".staging", f"{name}:{version}", bundle, dict(run=str(facts["run"]), digest=digest[:12]))
             verify_bundle(self.ours/".staging"/name/version/"bundle")  # the copy is what will be served
+            os.chmod(self.ours/".staging"/name/version, 0o755)  # BentoML makes it for one user; a service may be another one
             os.rename(self.ours/".staging"/name/version, self.models/name/version)
             fsync_folder(self.models/name)
             shutil.rmtree(self.ours/".staging", ignore_errors=True)
@@ -232,7 +233,12 @@ def _resolve(self, ref: str | None = None) -> Version:
     "The verified version that a reference stands for; None is the only champion."
     return self._check(self._tag(ref))
 
-Registry._check, Registry.resolve = _check, _resolve
+def _pulse(self) -> tuple:
+    "Sizes and times of the files that say what references stand for: the same value, the same answers. Costs microseconds."
+    files = (*self.ours.glob("*/aliases.jsonl"), *self.models.glob("*/latest"))
+    return tuple((str(f), (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino) for f in files)
+
+Registry._check, Registry.resolve, Registry.pulse = _check, _resolve, _pulse
 
 # %% ../../nbs/serve/31_registry.ipynb #c24e9c98
 def _promote(self, ref: str, alias: str = "champion", reason: str = "", at: datetime | None = None) -> Entry:
