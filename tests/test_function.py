@@ -150,7 +150,9 @@ def test_what_works_along_a_row_or_on_a_mask_is_taken(function):
 @pytest.mark.parametrize("code, said", [("c['a'].long()", "int64 of nan"), ("c['b'].nan_to_num().to(torch.int8)", ""), ("(c['a'].nan_to_num()*100).int()", "int32 of 1e+11"), ("c['at'].nan_to_num().long() % 3600", "")])
 def test_an_integer_of_a_number_that_has_none_is_refused(tmp_path, code, said):
     mine = module(tmp_path, f"def f(c):\n    return dict(x={code})\n")
-    if not said: return export_function(mine.f, CONTRACT, rows())
+    if not said:
+        export_function(mine.f, CONTRACT, rows())
+        return
     with pytest.raises(ConfigError, match=f"aten._to_copy makes {said}, which has none".replace("+", "[+]")) as refused: export_function(mine.f, CONTRACT, rows())
     assert "nbs/mine.ipynb, cell c3e8aa10, line 2: return" in refused.value.where
 

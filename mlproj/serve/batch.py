@@ -6,7 +6,7 @@
 __all__ = ['ROWS', 'SCORED_AT_ONCE', 'SCHEMAS', 'SECONDS', 'read_table', 'Batches', 'main', 'TableProcess']
 
 # %% ../../nbs/serve/36_batch.ipynb #3be78a64
-import io, json, os, struct, subprocess, sys, threading
+import io, json, os, signal, struct, subprocess, sys, threading
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -97,6 +97,7 @@ def main():
     "The other process: scores the tables that come in, until nobody sends any more."
     requests, answers, open_bundle = sys.stdin.buffer, os.fdopen(os.dup(1), "wb"), (None, None)
     os.dup2(2, 1)  # whatever prints does not get between the messages
+    for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, signal.SIG_IGN)  # sent to the whole family; the table is finished
     with suppress(OSError): Path("/proc/self/oom_score_adj").write_text("1000")
     with suppress(EOFError):
         while True:
@@ -126,7 +127,9 @@ class TableProcess:
 
     def score(self, path: Path, tag: str, body: bytes, kind: bytes) -> tuple[bytes, int, dict[str, int]]:
         "What `Batches.score` gives with the bundle at `path`. Raises as it does, and `DataError` for a table that its reader died of."
-        if self.process is None or self.process.poll() is not None: self.stop() or self.start()
+        if self.process is None or self.process.poll() is not None:
+            self.stop()
+            self.start()
         timer = threading.Timer(SECONDS, self.process.kill)
         timer.start()
         try:

@@ -235,8 +235,10 @@ def _resolve(self, ref: str | None = None) -> Version:
 
 def _pulse(self) -> tuple:
     "Sizes and times of the files that say what references stand for: the same value, the same answers. Costs microseconds."
-    files = (*self.ours.glob("*/aliases.jsonl"), *self.models.glob("*/latest"))
-    return tuple((str(f), (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino) for f in files)
+    try:
+        files = (*self.ours.glob("*/aliases.jsonl"), *self.models.glob("*/latest"))
+        return tuple((str(f), (s := f.stat()).st_size, s.st_mtime_ns, s.st_ino) for f in files)
+    except OSError as error: return (str(error),)  # a network's file system that is away for a moment
 
 Registry._check, Registry.resolve, Registry.pulse = _check, _resolve, _pulse
 

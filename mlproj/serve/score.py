@@ -461,7 +461,7 @@ def _refused(self, raw: pl.DataFrame, start: int, bad: np.ndarray, masks: dict[i
 Scorer.judge, Scorer.predict, Scorer.piece, Scorer.scored, Scorer.refused = _judge, _predict, _piece, _scored, _refused
 
 # %% ../../nbs/serve/34_score.ipynb #05a790e9
-BATCH, STRIDE, PART = 131_072, 524_288, 1_048_576  # rows scored at once; read ahead; of a part: what is lost when a run is stopped
+BATCH, STRIDE, PART = 65_536, 131_072, 1_048_576  # rows scored at once; read ahead; of a part: what is lost when a run is stopped
 
 # %% ../../nbs/serve/34_score.ipynb #287463ce
 def _strides(table: Table, offset: int) -> Iterator[pl.LazyFrame]:

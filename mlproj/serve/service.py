@@ -279,13 +279,14 @@ async def let_all_in(server):
             task = loop.create_task(loop.connect_accepted_socket(protocol, client, ssl=config.ssl))
             held.add(task)
             task.add_done_callback(held.discard)
-    for listening in [one for each in server.servers for one in each.sockets]:
-        door = socket.socket(fileno=os.dup(listening.fileno()))
+    doors = [socket.socket(fileno=os.dup(one.fileno())) for each in server.servers for one in each.sockets]
+    for door in doors:
         door.setblocking(False)
         loop.add_reader(door, accept, door)
     while not server.should_exit: await asyncio.sleep(0.1)
-    loop.remove_reader(door)
-    door.close()
+    for door in doors:
+        loop.remove_reader(door)
+        door.close()
 
 # %% ../../nbs/serve/37_service.ipynb #4dfad6ed
 @bentoml.service(service_class=FastService, http=dict(host="127.0.0.1"))
