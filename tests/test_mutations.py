@@ -100,6 +100,15 @@ def constant(graph, kind, place, change) -> None:
     assert found, (kind, place)
 
 
+def figure(kind, name, change):
+    "Change a list of figures that stands in nodes of a kind."
+    def edit(graph):
+        for node in nodes(graph, kind):
+            a = attribute(node, name)
+            a.floats[:] = change(np.array(a.floats)).tolist()
+    return edit
+
+
 def bypass(*kinds):
     "Take nodes of some kinds out: what read them reads their first input."
     def edit(graph):
@@ -185,10 +194,10 @@ GRAPH = dict(
     missing_strings_as_the_word_none=lambda t: rewired(t.whole, "strings", lambda g, x: g.Where(g.Equal(x, np.array("", object)), np.array("None", object), x)),
     missing_strings_as_the_commonest=lambda t: rewired(t.whole, "strings", lambda g, x: g.Where(g.Equal(x, np.array("", object)), np.array("JFK", object), x)),
     # the encoders of numbers
-    median_changed=lambda t: edited(t.whole, lambda graph: constant(graph, "Where", 1, lambda a: a + a.dtype.type(0.01))),
-    mean_changed=lambda t: edited(t.whole, lambda graph: constant(graph, "Sub", 1, lambda a: a*a.dtype.type(1.001))),
-    scale_changed=lambda t: edited(t.whole, lambda graph: constant(graph, "Mul", 1, lambda a: a*a.dtype.type(1.001))),
-    scale_of_one_column_changed=lambda t: edited(t.whole, lambda graph: constant(graph, "Mul", 1, lambda a: np.where(np.arange(a.size).reshape(a.shape) == a.size - 1, a*a.dtype.type(1.001), a))),
+    median_changed=lambda t: edited(t.whole, figure("Imputer", "imputed_value_floats", lambda a: a + 0.01)),
+    mean_changed=lambda t: edited(t.whole, figure("Scaler", "offset", lambda a: a*1.001)),
+    scale_changed=lambda t: edited(t.whole, figure("Scaler", "scale", lambda a: a*1.001)),
+    scale_of_one_column_changed=lambda t: edited(t.whole, figure("Scaler", "scale", lambda a: np.where(np.arange(len(a)) == len(a) - 1, a*1.001, a))),
     clip_removed=lambda t: edited(t.whole, bypass("Min", "Max")),
     upper_clip_removed=lambda t: edited(t.whole, bypass("Min")),
     upper_clip_changed=lambda t: edited(t.whole, lambda graph: constant(graph, "Min", 1, lambda a: a*np.float32(1.01))),
