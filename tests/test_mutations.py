@@ -124,22 +124,18 @@ def bypass(*kinds):
     return edit
 
 
-def words(change):
-    "Change the list of words that the encoder of strings knows."
-    def edit(graph):
-        for node in nodes(graph, "LabelEncoder"):
-            a = attribute(node, "keys_strings")
-            a.strings[:] = change(list(a.strings))
-    return edit
+def listed(name, kind):
+    "A way to change a list that the encoders of strings hold."
+    def of(change):
+        def edit(graph):
+            for node in nodes(graph, "LabelEncoder"):
+                values = getattr(attribute(node, name), kind)
+                values[:] = change(list(values))
+        return edit
+    return of
 
 
-def ids(change):
-    "Change what the encoder of strings makes of its words."
-    def edit(graph):
-        for node in nodes(graph, "LabelEncoder"):
-            a = attribute(node, "values_int64s")
-            a.ints[:] = change(list(a.ints))
-    return edit
+words, ids = listed("keys_strings", "strings"), listed("values_int64s", "ints")  # what they know, and what they make of it
 
 
 def unknown(graph):
