@@ -95,7 +95,7 @@ class Snapshot:
 def take_snapshot(frame: pl.DataFrame, uri) -> Snapshot:
     "Store a table as the next version of a Delta table; as the present version when the content is the same."
     from deltalake import CommitProperties, DeltaTable, write_deltalake
-    uri, frame = str(uri), normalise(frame)
+    uri, frame = str(uri), normalise(frame).rechunk()  # of several chunks the writer may change the order
     if not frame.height: raise DataError("has no rows", uri, "look at the filters of the dataset function")
     digest, table = table_digest(frame), DeltaTable(uri) if DeltaTable.is_deltatable(uri) else None
     if table is not None and table.history(1)[0].get("digest") == digest:
