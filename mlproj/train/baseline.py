@@ -6,12 +6,14 @@
 __all__ = ['Model', 'tail_values', 'answer', 'answer_nodes', 'Linear']
 
 # %% ../../nbs/train/21_baseline.ipynb #7fdc7c64
+import io
 from typing import Protocol
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from ..data.task import Task
+from ..project import write_atomic
 from .features import Features, GraphBuilder, Tensors
 
 # %% ../../nbs/train/21_baseline.ipynb #9fca2b3b
@@ -111,3 +113,17 @@ def _graph(self) -> ModelProto:
     return g.model("linear", *tail_values(self.width, len(self.offsets), self.task))
 
 Linear.predict, Linear.graph = _predict, _graph
+
+# %% ../../nbs/train/21_baseline.ipynb #83c839dd
+def _save(self, folder) -> None:
+    "Keep what was learned in `folder`/linear.npz."
+    buffer = io.BytesIO()
+    np.savez(buffer, weights=self.weights, table=self.table, bias=self.bias)
+    write_atomic(folder/"linear.npz", buffer.getvalue())
+
+def _load(self, folder) -> "Linear":
+    "Take what was learned from a folder that `save` filled."
+    with np.load(folder/"linear.npz", allow_pickle=False) as kept: self.weights, self.table, self.bias = kept["weights"], kept["table"], kept["bias"]
+    return self
+
+Linear.save, Linear.load = _save, _load

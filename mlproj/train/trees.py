@@ -13,7 +13,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from ..data.task import Task
-from ..project import ConfigError
+from ..project import ConfigError, write_atomic
 from .baseline import answer, answer_nodes, tail_values
 from .features import Features, GraphBuilder, Tensors
 
@@ -93,6 +93,17 @@ class Trees:
 
     def graph(self) -> ModelProto: return forest_graph(self.forest, self.width, self.categories, self.task)
 
+    def save(self, folder) -> None:
+        "Keep the boosters in `folder`, as the library writes them."
+        for i, booster in enumerate(self.boosters): write_atomic(folder/f"trees_{i}.txt", self.text(booster))
+
+    def load(self, folder) -> "Trees":
+        "Take the boosters from a folder that `save` filled."
+        paths = [folder/f"trees_{i}.txt" for i in range(len(self.task.quantiles) or 1)]
+        self.boosters = [self.parse(path.read_text()) for path in paths]
+        self.forest = self.lower()
+        return self
+
 # %% ../../nbs/train/27_trees.ipynb #d9adb4ad
 def _inexact(what: str, key: str) -> ConfigError:
     return ConfigError(f"{what} have no exact graph", f"model.{key}", "remove it; nothing that predicts differently is shipped")
@@ -152,6 +163,10 @@ class LightGBM(Trees):
         return grown
 
     def raw(self, booster, X) -> np.ndarray: return booster.predict(X, raw_score=True)
+    def text(self, booster) -> str: return booster.model_to_string()
+    def parse(self, text: str):
+        import lightgbm
+        return lightgbm.Booster(model_str=text)
 
     def lower(self) -> Forest:
         classes = len(self.task.classes) or 1
@@ -201,6 +216,12 @@ class XGBoost(Trees):
         return grown
 
     def raw(self, booster, X) -> np.ndarray: return booster.inplace_predict(X, predict_type="margin")
+    def text(self, booster) -> str: return booster.save_raw("json").decode()
+    def parse(self, text: str):
+        import xgboost
+        booster = xgboost.Booster()
+        booster.load_model(bytearray(text.encode()))
+        return booster
 
     def lower(self) -> Forest:
         parts, targets = [xgboost_trees(b) for b in self.boosters], self.task.width or 1
