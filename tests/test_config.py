@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlproj.config import call, compose, guarded, target
+from mlproj.config import compose
+from mlproj.target import call, guarded, target
 from mlproj.project import ConfigError
 
 CONF = Path(__file__).resolve().parents[1]/"conf"
@@ -28,9 +29,9 @@ def given():
 def test_every_option_composes_and_what_it_names_can_be_made(option, given):
     config = compose([option, *NEEDED.get(option, [])])
     from mlproj.train.evaluate import Gate
-    from mlproj.pipeline import make_split
+    from mlproj.pipeline import split_of
     assert Gate.of(config.gate.criteria).criteria
-    assert make_split(config)
+    assert split_of(config)
     assert callable(target(config.data.source, "data.source"))
     for section in ("baseline", "model"): assert hasattr(call(getattr(config, section), section, **given), "predict")
 
