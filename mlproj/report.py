@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIMPLE', 'NAMES', 'GREY', 'BLUE', 'PAGE', 'of_100', 'say_decision', 'say_number', 'chosen', 'headline', 'html_table',
            'metric_name', 'metric_table', 'confusion_table', 'class_table', 'slice_table', 'figure', 'show',
-           'calibration_plot', 'values_plot', 'to_page', 'template_path', 'render']
+           'calibration_plot', 'values_plot', 'shares_plot', 'to_page', 'template_path', 'render', 'render_diff']
 
 # %% ../nbs/51_report.ipynb #3e8712d9
 import re, tempfile
@@ -13,6 +13,7 @@ from html import escape
 from math import floor, log10
 from pathlib import Path
 
+from .diff import Side
 from .ledger import Run
 from .project import MlprojError, Project, write_atomic
 from .train.evaluate import Scorecard, higher_is_better, metrics_of, say_figure, say_span
@@ -57,6 +58,7 @@ def _say_classes(card: Scorecard, thing: str, positive: str) -> list[str]:
             f"{SIMPLE} is right about {of_100(right['baseline']['value'], 1)}; who always says {common['label']}, the commonest, "
             f"about {of_100(common['n'], n)}."]
 
+# %% ../nbs/51_report.ipynb #0bd194fd
 def _say_values(card: Scorecard, thing: str, positive: str) -> list[str]:
     half, nine = (next(d for d in card.decisions if d["share"] == s) for s in (0.5, 0.9))
     unit, test, q = card.task.unit, card.metrics["test"], card.task.quantiles
@@ -184,13 +186,25 @@ def values_plot(bins: list[dict], label: str, unit: str = ""):
     for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter(lambda value, _: f"{value:,.6g}")
     return show(fig)
 
+# %% ../nbs/51_report.ipynb #7738b8f2
+def shares_plot(before: dict[str, float], after: dict[str, float], names=("before", "after")):
+    "The shares of the rows by group, two bars for each; groups that nobody is in are left out."
+    groups = [g for g in before if max(before[g], after[g]) >= 0.0005]
+    fig, ax = figure(7.2, 2.3)
+    for i, (shares, color) in enumerate(((before, GREY), (after, BLUE))):
+        ax.bar([x + (i - .5)*.4 for x in range(len(groups))], [100*shares[g] for g in groups], .38, color=color, label=names[i])
+    ax.set(ylabel="of 100 rows", xticks=range(len(groups)))
+    ax.set_xticklabels(groups, fontsize=8, rotation=30 if max(map(len, groups)) > 6 else 0, ha="right" if max(map(len, groups)) > 6 else "center")
+    ax.legend(frameon=False, fontsize=8, labelcolor=GREY)
+    return show(fig)
+
 # %% ../nbs/51_report.ipynb #fc30759c
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>{title}</title><style>
-:root {{ --text: #1c2126; --soft: #5c6670; --line: #d9dee3; --page: #ffffff; --tint: #f4f6f8; --accent: #1f6fb2; }}
+:root {{ --text: #1c2126; --soft: #5c6670; --line: #d9dee3; --page: #ffffff; --tint: #f4f6f8; --accent: #1f6fb2; --came: #1a7f3c; --went: #b3261e; }}
 @media (prefers-color-scheme: dark) {{ :root {{ --text: #e3e7ea; --soft: #9aa4ad; --line: #353c43; \
---page: #14181b; --tint: #1d2327; --accent: #6cb2ea; }} }}
+--page: #14181b; --tint: #1d2327; --accent: #6cb2ea; --came: #6fd08c; --went: #ff9a8f; }} }}
 body {{ margin: 0; background: var(--page); color: var(--text); font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }}
 main {{ max-width: 46rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }}
 h1 {{ font-size: 2rem; line-height: 1.2; margin: 0 0 .5rem; }}
@@ -202,16 +216,19 @@ blockquote p {{ margin: .35rem 0; }}
 table {{ border-collapse: collapse; margin: 1rem 0; width: 100%; font-size: .92rem; }}
 th, td {{ padding: .38rem .6rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }}
 th {{ color: var(--soft); font-weight: 600; }} .figure {{ text-align: right; font-variant-numeric: tabular-nums; }}
+pre.diff {{ margin: .6rem 0 1.4rem; padding: .7rem .9rem; background: var(--tint); border-radius: 6px; overflow-x: auto; font-size: .8rem; line-height: 1.45; }}
+.diff .ins {{ color: var(--came); }} .diff .del {{ color: var(--went); }} .diff .at {{ color: var(--soft); }}
 svg {{ max-width: 100%; height: auto; }} \
 code {{ font-size: .88em; background: var(--tint); padding: .1em .3em; border-radius: 4px; overflow-wrap: anywhere; }}
 .anchor-link {{ display: none; }} a {{ color: var(--accent); }}
 @media (max-width: 40rem) {{ table {{ display: block; overflow-x: auto; }} }}
-@media print {{ main {{ max-width: none; padding: 0; }} h2, table, svg, blockquote {{ break-inside: avoid; }} body {{ font-size: 11pt; }} }}
+@media print {{ main {{ max-width: none; padding: 0; }} pre.diff {{ white-space: pre-wrap; }} h2, table, svg, blockquote {{ break-inside: avoid; }} body {{ font-size: 11pt; }} }}
 </style></head><body><main>
 {body}
 </main></body></html>
 """
 
+# %% ../nbs/51_report.ipynb #fa369b07
 def to_page(notebook, title: str) -> str:
     "An executed notebook as one HTML page: without its code, its cells tagged `template`, scripts, and anything fetched."
     import nbformat
@@ -220,7 +237,7 @@ def to_page(notebook, title: str) -> str:
     body, _ = HTMLExporter(
         template_name="basic", exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True,
         exclude_output_stdin=True).from_notebook_node(nbformat.from_dict(notebook))
-    return PAGE.format(title=escape(title), body=re.sub(r"<script\\b.*?</script>", "", body, flags=re.S))
+    return PAGE.format(title=escape(title), body=re.sub(r"<script\b.*?</script>", "", body, flags=re.S))
 
 # %% ../nbs/51_report.ipynb #c6b2758f
 def template_path(name: str) -> Path:
@@ -233,19 +250,16 @@ def template_path(name: str) -> Path:
         if path.exists(): return path
     raise MlprojError(f"there is no report {name!r}", "nbs/reports", "model_card is one")
 
-def render(run: Run, template: str = "model_card") -> Path:
-    "Run a report template for a run, and write `report.html` and the executed notebook into its folder. Raises `MlprojError` that names the cell that failed."
+def _executed(template: str, parameters: dict):
+    "The notebook of a template, executed with these parameters. Raises `MlprojError` that names the cell that failed."
     import nbformat, papermill
-    if template == "model_card" and not run.stage_folder("gate").exists():
-        raise MlprojError(f"ended as {run.status} before it was evaluated, so there is nothing to report", f"run {run.id}",
-                          "start another: mlproj run")
     from traitlets.config import Config
     sockets = Config(KernelManager=dict(transport="ipc"))  # the kernel listens on files of ours, and not on ports that others can reach
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder)/"report.ipynb"
         try:
             papermill.execute_notebook(
-                str(template_path(template)), str(executed), parameters=dict(run_folder=str(run.path)),
+                str(template_path(template)), str(executed), parameters=parameters,
                 kernel_name="python3", progress_bar=False, cwd=str(Path.cwd()), config=sockets,
                 extra_arguments=["--IPKernelApp.log_level=CRITICAL"])  # the kernel reports its own shutdown as an error
         except papermill.PapermillExecutionError as error:
@@ -253,6 +267,21 @@ def render(run: Run, template: str = "model_card") -> Path:
                               f"({error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''})",
                               f"report {template!r}",
                               "look at what the run folder holds: mlproj report runs it again") from None
-        notebook = nbformat.read(executed, as_version=4)
+        return nbformat.read(executed, as_version=4)
+
+# %% ../nbs/51_report.ipynb #637bd361
+def render(run: Run, template: str = "model_card") -> Path:
+    "Run a report template for a run, and write `report.html` and the executed notebook into its folder. Raises `MlprojError` that names the cell that failed."
+    import nbformat
+    if template == "model_card" and not run.stage_folder("gate").exists():
+        raise MlprojError(f"ended as {run.status} before it was evaluated, so there is nothing to report", f"run {run.id}",
+                          "start another: mlproj run")
+    notebook = _executed(template, dict(run_folder=str(run.path)))
     write_atomic(run.path/f"{template}.ipynb", nbformat.writes(notebook))
     return write_atomic(run.path/"report.html", to_page(notebook, f"{template.replace('_', ' ')} of run {run.id}"))
+
+def render_diff(a: Side, b: Side, out=None) -> Path:
+    "The comparison of two sides as a page: `out`, or `diff-A.html` in the folder of the run `b`, or, of a bundle without a run, in the current one."
+    notebook = _executed("run_diff", dict(before=str(a.run or a.bundle), after=str(b.run or b.bundle)))
+    name = a.name.replace(" ", "-")
+    return write_atomic(out or (b.run or Path.cwd())/f"diff-{name}.html", to_page(notebook, f"{a.name} and {b.name}"))
