@@ -477,7 +477,7 @@ def mixed_recipe(pair: Pair, chosen: frozenset[str], seed: int, folder: Path) ->
         found = new if () in paths else old if not paths else mix(old, new, paths)
         if found is not None: write_atomic(folder/f"{kind}.yaml", yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
     table = pair.recipes[bool(pair.of("data", chosen))]
-    return dict(table, config=config, given=str(folder))
+    return dict(table, config=config, given=str(folder), lean=True)  # the audit is no input of a metric
 
 def mixed_code(pair: Pair, chosen: frozenset[str], folder: Path) -> Path:
     "A folder with the code of a mixture: a checkout as it is where nothing is mixed."

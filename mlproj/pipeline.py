@@ -700,7 +700,7 @@ GIVERS = {name: stage for stage in STAGES for name in stage.gives}
 # %% ../nbs/50_pipeline.ipynb #205e134f
 @dataclass
 class Context:
-    "One run: what it was asked, where it writes, what its stages made. `recipe`: how it differs from a plain one (a pinned `snapshot` with its `joins`, `until` a stage, `fresh`, files `given`)."
+    "One run: what it was asked, where it writes, what its stages made. `recipe`: how it differs from a plain one (a pinned `snapshot` with its `joins`, `until` a stage, `lean`: only what that one needs; `fresh`, files `given`)."
     config: RunConfig
     project: Project
     run: Run
@@ -725,7 +725,8 @@ class Context:
         names = [s.name for s in active]
         if (until := self.recipe.get("until")) is None: return active
         if until not in names: raise ConfigError(f"{until!r} is no stage of this run", "until", "one of " + ", ".join(names))
-        return active[:names.index(until) + 1]
+        last = active[names.index(until)]
+        return [s for s in active[:names.index(until) + 1] if not self.recipe.get("lean") or s is last or s.name in last.upstream]
 
     @cached_property
     def first(self) -> bool:
