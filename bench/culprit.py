@@ -25,7 +25,7 @@ HARMLESS = {
     "code cleaning.wind": ([(".clip(0, 200)", ".clip(0, 190)")], [], []),
     "code cleaning.rain": ([(".clip(0, 10)", ".clip(0, 11)")], [], []),
     "code cleaning.FAR": ([("FAR = 9999", "FAR = 8888")], [], []),
-    "code cleaning.weekday": ([(".str.strip_chars()", ".str.strip_chars(None)")], [], []),
+    "code cleaning.weekday": ([('pl.col("weekday").str.strip_chars()', 'pl.col("weekday").str.strip_chars(None)')], [], []),
     "code cleaning.steps": ([("def humidity(frame)", "def humid(frame)"), ("weekday, humidity]", "weekday, humid]")], [], []),  # renamed, with its caller
     "code cleaning.table": ([("    return Dataset(frame)", "    return Dataset(frame.rechunk())")], [], []),
     "code cleaning.carrier": ([(".str.to_uppercase()", ".str.to_uppercase().str.strip_chars()")], [], []),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'ROLES', 'STAGES', 'LOOK', 'LINES', 'WIDTH', 'LABEL', 'Side', 'side_of', 'find_side', 'Difference',
-           'code_differences', 'leaves', 'config_differences', 'environment_differences', 'encoder_differences',
+           'code_differences', 'config_differences', 'environment_differences', 'encoder_differences',
            'profile_distances', 'column_differences', 'Step', 'steps_of', 'upstream', 'judged', 'Measure',
            'measures_of', 'Shift', 'shift_of', 'Diff', 'diff', 'evidence', 'conclusion', 'figure', 'say_change',
            'say_measure', 'say_shift', 'diff_text', 'diff_json', 'code_html', 'diff_html']
@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 
 from .ledger import Ledger, Run
-from .project import MlprojError, aligned
+from .project import MlprojError, aligned, leaves
 
 # %% ../nbs/44_diff.ipynb #ceee3e75
 def _read(path: Path):
@@ -126,13 +126,6 @@ def code_differences(before: dict, after: dict) -> list[Difference]:
     return found
 
 # %% ../nbs/44_diff.ipynb #5ac4caf6
-def leaves(tree: dict, path: str = "") -> dict:
-    "A nested dict as dotted keys; lists are leaves."
-    flat = {}
-    for key, value in tree.items():
-        flat |= leaves(value, f"{path}{key}.") if isinstance(value, dict) and value else {f"{path}{key}": value}
-    return flat
-
 def config_differences(before: dict, after: dict) -> list[Difference]:
     "The leaves that differ between two resolved configs."
     old, new = leaves(before), leaves(after)

@@ -24,7 +24,7 @@ from .fingerprint import Codebase, differences, distributions, environment
 from .ledger import Cache, Ledger, Run, link_file, link_folder, utc_now, write_manifest
 from .provenance import begin_provenance, write_provenance
 from .target import call, guarded, target
-from .project import ConfigError, DataError, GateError, Project, folder_atomic, sha256, to_json, write_atomic, write_json
+from .project import ConfigError, DataError, GateError, Project, folder_atomic, leaves, sha256, to_json, write_atomic, write_json
 
 # %% ../nbs/50_pipeline.ipynb #0bebff03
 class Console:
@@ -773,12 +773,6 @@ def _value(self, name: str):
 Context.file, Context.track, Context.prepare, Context.__getitem__ = _file, _track, _prepare, _value
 
 # %% ../nbs/50_pipeline.ipynb #589b3b52
-def _leaves(part, key: str = ""):
-    "The leaves of a plain config with their dotted keys; a list is a leaf."
-    if isinstance(part, dict) and part:
-        for name, value in part.items(): yield from _leaves(value, f"{key}.{name}".lstrip("."))
-    else: yield key, part
-
 def _targets(plain: dict) -> list[str]: return sorted({v for k, v in plain.items() if k.endswith("._target_") and v})
 
 def _reached(c: Context, roots: list[str], targets: list[str]):
@@ -795,7 +789,7 @@ def stage_fingerprint(c: Context, stage: Stage) -> dict:
     "What a stage's result depends on, as plain JSON; `undecided` names modules that were taken whole."
     upstream = c.upstream(stage)
     reads = (*stage.reads, *stage.files, *(key for s in upstream for key in s.load_reads))
-    config = {key: value for key, value in _leaves(c.plain) if any(key == r or key.startswith(r + ".") for r in reads)}
+    config = {key: value for key, value in leaves(c.plain).items() if any(key == r or key.startswith(r + ".") for r in reads)}
     roots = [_named(stage.make), *(_named(s.load) for s in upstream if s.load), *stage.roots(c)]
     closure, here = _reached(c, roots, _targets(config)), environment()
     return dict(code=closure.units, undecided=closure.undecided, config=config, inputs={s.name: c.manifests[s.name]["content"] for s in upstream},
@@ -890,7 +884,7 @@ def _ended(error: BaseException | None) -> str:
 
 def _write_down(c: Context) -> None:
     "What the whole run depends on, once its data are known: four digests for the ledger and the bundle, and every reachable function, in code.json."
-    closure = _reached(c, [_named(f) for s in c.stages for f in (s.make, s.load) if f], _targets(dict(_leaves(c.plain))))
+    closure = _reached(c, [_named(f) for s in c.stages for f in (s.make, s.load) if f], _targets(leaves(c.plain)))
     digest = sha256(to_json(closure.units))
     path = c.project.store/"code"/f"{digest}.json"
     if not path.exists():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MlprojError', 'ConfigError', 'DataError', 'ContractError', 'GateError', 'ParityError', 'RegistryError',
-           'fsync_folder', 'file_atomic', 'write_atomic', 'to_json', 'write_json', 'aligned', 'folder_atomic',
+           'fsync_folder', 'file_atomic', 'write_atomic', 'to_json', 'write_json', 'leaves', 'aligned', 'folder_atomic',
            'Project', 'sha256']
 
 # %% ../nbs/00_project.ipynb #e0594f97
@@ -73,6 +73,14 @@ def to_json(value, indent: int | None = 1) -> str:
 def write_json(path, value) -> Path:
     "Write a value as JSON, atomically."
     return write_atomic(path, to_json(value))
+
+# %% ../nbs/00_project.ipynb #c8f40d3e
+def leaves(tree: dict, key: str = "") -> dict:
+    "The leaves of nested dicts by their dotted keys; a list is a leaf, and so is an empty dict."
+    found = {}
+    for name, value in tree.items():
+        found |= leaves(value, f"{key}{name}.") if isinstance(value, dict) and value else {f"{key}{name}": value}
+    return found
 
 # %% ../nbs/00_project.ipynb #27a12075
 def aligned(rows) -> str:
