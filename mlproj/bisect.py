@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
-from math import sqrt
+from math import isnan, sqrt
 from pathlib import Path
 from statistics import fmean
 
-from .diff import ROLES, diff
+from .diff import ROLES, diff, encoder_differences
 from .ledger import Run, append_line, link_folder, read_lines
 from .mixture import Code, compare_code
 from .project import MlprojError, Project, folder_atomic, write_atomic
@@ -413,7 +413,9 @@ def _listed(code: Code, cells: dict, recipes, given, called: bool, tables, packa
     for kind in ("encoders", "contract"):
         for path in given_changes(*(g[kind] for g in given)):
             name = path[-1] if path else "file"
-            add(f"{kind} {name}", kind, path, f"{kind} of {name}: {short(at(given[0][kind], path))} → {short(at(given[1][kind], path))}", kind, name)
+            old, new = (at(side[kind], path) for side in given)
+            said = encoder_differences({name: old or {}}, {name: new or {}})[0].said if kind == "encoders" and path else f"{kind} of {name}: {short(old)} → {short(new)}"
+            add(f"{kind} {name}", kind, path, said, kind, name)
     if tables[0] != tables[1] and not called: add("data", "data", None, f"the table, {tables[0][:12]} → {tables[1][:12]}", "data", "table")
     for name, (said, _) in packages.items(): add(f"package {name}", "package", name, said, "environment", name)
     return sorted(found, key=lambda c: -c.weight)
@@ -498,7 +500,10 @@ def run_mixture(pair: Pair, chosen: frozenset[str], seed: int, folder: Path, pro
         recipe, code = mixed_recipe(pair, chosen, seed, folder/"given"), mixed_code(pair, chosen, Path(temporary)/"code")
         packages = [paths[f"package {name}" in chosen] for name, paths in pair.packages.items()]
         try: run = rerun(recipe, code, folder, project, [p for p in packages if p])
-        except RunFailed as error: raise Unrunnable(error.what) from None
+        except RunFailed as error: raise Unrunnable(error.what) from None  # its log stays
+        except BaseException:
+            shutil.rmtree(folder)  # interrupted: the search that goes on makes a new one
+            raise
         found = figures_of(run)
         names = {c.name for c in pair.changes}
         end = pair.a if not chosen & names else pair.b if names <= chosen else None
@@ -525,9 +530,19 @@ class Bisection:
     def __str__(self): return "\n".join(_told(self))
 
 def _metric(a: Run, b: Run, metric: str) -> str:
-    "The name of a metric in a scorecard, as part_metric; the test part's if none is said. Raises `MlprojError` for an unknown one."
-    known = [name for name in figures_of(a) if name in figures_of(b)]
-    if not metric: return next(name for name in known if name.startswith("test_"))
+    "The name of a metric in a scorecard, as part_metric; the test part's if none is said. Raises `MlprojError` for an unknown one, and where the two runs do not differ in it."
+    figures, names = [figures_of(run) for run in (a, b)], [_data_name(run) for run in (a, b)]
+    if names[0] != names[1]: raise MlprojError(f"one is of the data {names[0]!r}, the other of {names[1]!r}", f"runs {a.id} and {b.id}", "choose two runs of the same data")
+    known = [name for name in figures[0] if name in figures[1]]
+    found = next(name for name in known if name.startswith("test_")) if not metric else _known_metric(metric, known)
+    if figures[0][found] == figures[1][found]:
+        raise MlprojError(f"{found.replace('_', ' ')} is {figures[0][found]:.5g} in both: there is nothing to explain", f"runs {a.id} and {b.id}", "choose other runs, or another --metric")
+    return found
+
+def _data_name(run: Run) -> str: return json.loads((run.path/"config.json").read_text())["data"]["name"]
+
+def _known_metric(metric: str, known: list[str]) -> str:
+    "A metric as a person writes it, among those that are known. Raises `MlprojError` for another."
     name = metric.lower().replace(" ", "_").replace("-", "_")
     found = next((n for n in (name, f"test_{name}") if n in known), None)
     if found is None: raise MlprojError(f"metric {metric!r} is unknown", "--metric", "one of " + ", ".join(n.removeprefix("test_") for n in known if n.startswith("test_")))
@@ -590,12 +605,13 @@ def _told(found: Bisection) -> list[str]:
     worse = (v.bad < v.good) == found.higher_is_better
     lines = [f"{name} {'falls' if v.bad < v.good else 'rises'} from {v.good:.5g} to {v.bad:.5g}{'' if worse else ', which is better'}"]
     if v.outcome == "noise": lines = [_no_difference(found)]
+    elif isnan(v.good) or isnan(v.bad): lines = [f"{name} of the two ends is not known: " + (f"they cannot be had again ({v.why})" if v.why else "give the search a larger --budget")]
     for i, part in enumerate(v.sets):
         parts = [found.changes[c].said for c in part]
         alone = "together " if len(part) > 1 else ""
         lines.append(("" if not i else "and ") + " and ".join(parts) + f": {alone}{100*v.explained[i]:.0f}% of it" + (", each does less alone" if len(part) > 1 else ""))
     if v.sets and v.without is not None: lines.append(f"without {'it' if len(v.culprits) == 1 else 'them'}, all other changes give {v.without:.5g}")
-    if v.why: lines.append(f"without it, the other changes cannot run ({v.why})" if v.sets else f"the runs cannot be had again: {v.why}")
+    if v.why and v.sets: lines.append(f"without it, the other changes cannot run ({v.why})")
     lines += [_how_sure(found)] + [f"could not be varied: {'; '.join(found.fixed)}"]*bool(found.fixed)
     return lines
 

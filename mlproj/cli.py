@@ -348,12 +348,13 @@ def _ledger():
 @app.command()
 def runs(where: str = typer.Option("", help='Conditions on config keys and figures: "status=succeeded model.lr>0.001"'),
          sort: str = typer.Option("", help="A figure or a key; with - before it, the largest first: --sort=-test_average_precision"),
-         last: int = typer.Option(20, help="How many"), as_json: bool = typer.Option(False, "--json")):
+         last: int = typer.Option(20, min=1, help="How many"), as_json: bool = typer.Option(False, "--json", help="All that is known of them, for scripts")):
     "The runs, the latest first: how each ended, how good it was, how much of it came from the cache."
     import shutil
     from mlproj.journal import runs_table, runs_text
     from mlproj.project import to_json
-    rows = runs_table(_ledger(), where, sort, last)
+    rows, ledger = runs_table(_ledger(), where, sort, last), _ledger()
+    if not (as_json or rows or ledger.runs()): raise MlprojError("there are no runs yet", ledger.path, "start one: mlproj run; or go to the folder of your project")
     print(to_json(rows) if as_json else runs_text(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
 
 @app.command()
@@ -369,18 +370,22 @@ def journal(when: str = typer.Argument("", help="today, yesterday, week, 30d, 20
 
 # %% ../nbs/52_cli.ipynb #9f9db829
 @app.command()
-def note(text: str):
+def note(text: str = typer.Argument(help="In quotes, as it shall stand there")):
     "Write a line into the journal."
     from mlproj.journal import add_note
-    add_note(Project.find().store, text)
+    store = Project.find().store
+    add_note(store, text)
+    print(f"noted in {os.path.relpath(store/'notes.jsonl')}")
 
 @app.command("diff")
-def compare(a: str = typer.Argument(help=f"{RUN}; a model (flights@champion); or a folder"), b: str = typer.Argument("latest"),
-            as_json: bool = typer.Option(False, "--json"), html: bool = typer.Option(False, help="Write it as a page")):
+def compare(a: str = typer.Argument("latest", help=f"{RUN}; a model (flights@champion); or a folder"), b: str = typer.Argument("", help="By default latest; for A = latest, the run before is the first side"),
+            as_json: bool = typer.Option(False, "--json", help="Everything that differs, for scripts"), html: bool = typer.Option(False, "--html", help="Write it as a page")):
     "What differs between two runs or bundles, the likeliest cause first."
-    from mlproj.diff import diff as diff_sides, diff_json, find_side
+    from mlproj.diff import diff as diff_sides, diff_json, find_side, side_before
     from mlproj.project import to_json
-    sides = find_side(a, _ledger()), find_side(b, _ledger())
+    ledger = _ledger()
+    sides = find_side(a, ledger), find_side(b or "latest", ledger)
+    if not b and sides[0].name == sides[1].name: sides = side_before(sides[1], ledger), sides[1]
     if html:
         from mlproj.report import render_diff
         return print(os.path.relpath(render_diff(*sides)))
@@ -402,16 +407,16 @@ def reproduce(run: str = typer.Argument("latest", help=RUN)):
 
 @app.command()
 def bisect(a: str = typer.Argument(help=RUN), b: str = typer.Argument("latest", help="The other one, whose metric is worse"),
-           metric: str = typer.Option("", help="By default the first one of the test part"), budget: int = typer.Option(40, help="Runs at most"),
-           seeds: int = typer.Option(8, help="Seeds of one mixture at most")):
+           metric: str = typer.Option("", help="By default the first one of the test part"), budget: int = typer.Option(40, min=4, help="Runs at most"),
+           seeds: int = typer.Option(8, min=2, help="Seeds of one mixture at most")):
     "Search the smallest set of changes between two runs that explains their difference; a search that was stopped goes on."
     from mlproj.bisect import bisect as search
     print(search(_ledger().get(a), _ledger().get(b), Project.find(), metric, budget, seeds, _aside))
 
 # %% ../nbs/52_cli.ipynb #a21ce4cc
 @app.command()
-def vacuum(table: str = typer.Argument(help="The name of the data, such as flights"), hours: int = typer.Option(24, help="What is younger stays"),
-           dry_run: bool = typer.Option(False, help="Only say what would go")):
+def vacuum(table: str = typer.Argument(help="The name of the data, such as flights"), hours: int = typer.Option(24, min=0, help="What is younger stays"),
+           dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would go")):
     "Clear versions of a table that no bundle in the registry and none of the last 20 runs refers to."
     import json
     from mlproj.data.snapshot import pinned_versions, vacuum as clear

@@ -494,6 +494,7 @@ class Codebase:
     def __init__(self, root: Path, cache: Path | None = None):
         self.root, self.cache = Path(root).resolve(), cache
         self.listed, self.places, self.modules, self.digests, self.chains, self.kins, self.texts, self.closures = {}, {}, {}, {}, {}, {}, {}, {}
+        self.stood = set()
         mlproj = str(Path(util.find_spec("mlproj").origin).parents[1])
         places = dict.fromkeys((str(self.root), *(str(Path(p).absolute()) for p in sys.path), mlproj))
         self.sites = [p for p in places if self._is_site(p)]
@@ -833,10 +834,14 @@ def _reach(self, roots: list[str], live: list[str]) -> dict:
     self.closures[key] = known
     return known
 
+# %% ../nbs/01_fingerprint.ipynb #0291b9aa
 def _stands(self, known: dict) -> bool:
     "Are the files of a remembered closure what they were, and its modules where they were?"
-    return (all(self.digest(Path(f)) == digest for f, digest in known["files"].items())
-            and all((place := self.locate(name)) == was or str(place) == was for name, was in known["places"].items()))
+    stood = known["files"].items() | known["places"].items()
+    if not (all(self.digest(Path(f)) == digest for f, digest in known["files"].items() - self.stood)
+            and all((place := self.locate(name)) == was or str(place) == was for name, was in known["places"].items() - self.stood)): return False
+    self.stood |= stood  # closures share most of their files
+    return True
 
 def _find(self, name: str) -> list[_Found]:
     "What a dotted name means. Raises `ConfigError` when it means nothing."

@@ -121,11 +121,14 @@ class Cache:
         folder = self.path/key
         if not folder.is_dir(): return None
         manifest = read_manifest(folder)
-        if manifest is None:
-            aside = tempfile.mkdtemp(prefix=".damaged.", dir=self.path)
-            os.replace(folder, aside)
-            shutil.rmtree(aside, ignore_errors=True)
+        if manifest is None: self.drop(key)
         return manifest
+
+    def drop(self, key: str) -> None:
+        "Take an entry away, in one step."
+        aside = tempfile.mkdtemp(prefix=".gone.", dir=self.path)
+        os.replace(self.path/key, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
     @contextmanager
     def locked(self, key: str, waiting=lambda: None):
@@ -142,10 +145,11 @@ class Cache:
         finally: os.close(fd)
 
 # %% ../nbs/02_ledger.ipynb #e39e948b
-def _last(self, name: str) -> dict:
-    "What was remembered under a name, {} if nothing."
-    try: return json.loads((self.path/"last"/f"{name}.json").read_bytes())
+def _last(self, name: str, *parts: str) -> dict:
+    "What was remembered under a name, {} if nothing, or if one of the parts is missing: it is of another version, or damaged."
+    try: facts = json.loads((self.path/"last"/f"{name}.json").read_bytes())
     except (OSError, ValueError): return {}
+    return facts if isinstance(facts, dict) and {*parts} <= facts.keys() else {}
 
 def _remember(self, name: str, facts: dict) -> None:
     "Keep facts under a name, so that the next run can say what changed. Only a hint, so it is not forced to the disk."

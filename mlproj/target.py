@@ -9,7 +9,7 @@ __all__ = ['GIVEN', 'target', 'call', 'guarded']
 import importlib, inspect, sys, traceback
 from pathlib import Path
 
-from .project import ConfigError, MlprojError
+from .project import ConfigError, MlprojError, Project
 
 # %% ../nbs/48_target.ipynb #94d9ffb1
 GIVEN = ("features", "task")  # what the pipeline gives to a model, if it takes it
@@ -19,7 +19,8 @@ def target(section: dict, where: str):
     path = section.get("_target_", "")
     module, _, name = str(path).rpartition(".")
     if not module: raise ConfigError(f"_target_ is {path!r}", where, "name a function or class with its module: package.module.name")
-    sys.path[:] = [str(Path.cwd())] + [p for p in sys.path if p not in ("", str(Path.cwd()))]  # a project's own modules, not installed
+    own = [str(Project.find().root), str(Path.cwd())]  # a project's own modules, not installed
+    sys.path[:] = [*dict.fromkeys(own), *(p for p in sys.path if p not in ("", *own))]
     try: found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error: raise ConfigError(f"_target_ {path!r} cannot be imported ({error})", where) from None
     except Exception as error: raise ConfigError(f"_target_ {path!r} cannot be imported ({type(error).__name__}: {error})", where, _raised_in(error)) from error

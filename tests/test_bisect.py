@@ -1,11 +1,12 @@
 "The search for the culprit: on a synthetic evaluator with noise and interactions; mixtures of code; and on real runs of a project under git."
-import itertools, os, random, statistics, subprocess, sys
+import itertools, json, os, random, shutil, statistics, subprocess, sys
 
 import pytest
 
-from mlproj.bisect import Trials, Unrunnable, bisect, ddmin, search
+from mlproj.bisect import Bisection, MovedTable, Trials, Unrunnable, Verdict, _listed, bisect, ddmin, search
+from mlproj.ledger import Run
 from mlproj.mixture import compare_code
-from mlproj.project import MlprojError
+from mlproj.project import MlprojError, write_json
 
 # kind: how many changes belong to it, and what they do together, in units of the whole effect
 KINDS = dict(single=(1, lambda p: p[0]), pair=(2, all), triple=(3, all), either=(2, any), sum=(2, lambda p: 0.6*p[0] + 0.4*p[1]), masked=(2, lambda p: 1.5*p[0] - 0.5*p[1]),
@@ -246,6 +247,51 @@ def test_a_search_that_was_stopped_goes_on_from_its_journal(story):
     assert len(journal.read_text().splitlines()) == len(lines) and found.known == len(lines) - 1
     other = bisect(good, bad, project.project, "roc_auc")  # most of it is known already
     assert other.verdict.runs - other.known < 12 and other.verdict.culprits
+
+
+def test_an_interrupted_run_of_a_mixture_leaves_nothing(story, monkeypatch):
+    project, good, bad = story
+    folder = project.project.store/"bisect"/f"{bad.id}..{good.id}"
+    def interrupted(*args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("mlproj.bisect.rerun", interrupted)
+    with pytest.raises(KeyboardInterrupt): bisect(bad, good, project.project)
+    assert [*folder.iterdir()] == [] and project.git("worktree", "list").count("\n") == 1
+
+
+def test_where_the_source_has_moved_the_recorded_tables_are_one_change(story, monkeypatch):
+    def measured(pair, chosen, seed, folder, project):
+        if pair.called: raise MovedTable
+        return dict(test_average_precision=0.5 - 0.1*("data" in chosen))
+    monkeypatch.setattr("mlproj.bisect.run_mixture", measured)
+    (project, good, bad), said = story, []
+    found = bisect(bad, good, project.project, say=said.append)
+    assert found.verdict.culprits == ("data",) and "the table, " in str(found) and "data" in found.changes
+    assert sum("is no longer what it was" in line for line in said) == 1 and "data" not in said[0]
+
+
+def test_runs_that_cannot_be_compared_are_one_line_and_no_search(story, tmp_path):
+    project, good, bad = story
+    with pytest.raises(MlprojError, match="in both: there is nothing to explain"): bisect(good, good, project.project)
+    other = Run(bad.id, shutil.copytree(bad.path, tmp_path/bad.id))
+    config = json.loads((other.path/"config.json").read_text())
+    (other.path/"config.json").unlink()
+    write_json(other.path/"config.json", config | dict(data=config["data"] | dict(name="diamonds")))
+    with pytest.raises(MlprojError, match="one is of the data 'flights', the other of 'diamonds'"): bisect(good, other, project.project)
+
+
+@pytest.mark.parametrize("why, said", [("No module named 'x'", "they cannot be had again (No module named 'x')"), ("", "give the search a larger --budget")])
+def test_an_end_without_a_figure_is_no_rise_and_no_fall(why, said):
+    verdict = Verdict("unsure" if why else "budget", (), 0.4, float("nan"), 0.0, 1, None, 0.0, (), ("c",), why)
+    text = str(Bisection("a", "b", "test_brier", False, verdict, {}, (0.4, 0.5)))
+    assert said in text.splitlines()[0] and "nan" not in text and "rises" not in text and text.count(why or "budget") == 1
+
+
+def test_a_changed_encoder_is_said_as_the_comparison_says_it(story):
+    project, good, bad = story
+    given = dict(encoders=dict(dest=dict(encoder="category", min_count=10)), contract=None), dict(encoders=dict(dest=dict(encoder="drop", why="no use")), contract=None)
+    found = _listed(compare_code({}, {}), {}, ({"config": {}}, {"config": {}}), given, False, ("a", "a"), {}, {})
+    assert [c.said for c in found] == ["encoder of `dest`: category → drop, min_count 10 → none"]
 
 
 def test_an_unknown_metric_is_one_line(story):

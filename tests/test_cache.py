@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, Shell
 from mlproj import pipeline
 from mlproj.config import compose
-from mlproj.ledger import verify_cache
+from mlproj.ledger import Cache, verify_cache
 from mlproj.project import Project
 
 ALL = [s.name for s in pipeline.STAGES if s.name not in ("calibrate", "report")]
@@ -90,7 +90,7 @@ def test_a_key_of_the_config_reaches_exactly_the_stages_that_read_it(copy, overr
 
 def test_another_version_of_a_package_reaches_the_stages_whose_code_imports_it(copy, monkeypatch):
     real, before = pipeline.distributions, keys(copy)
-    def as_if(name, version): monkeypatch.setattr(pipeline, "distributions", lambda modules: {k: version if k == name else v for k, v in real(modules).items()})
+    def as_if(name, version): monkeypatch.setattr(pipeline, "distributions", lambda *given: {k: version if k == name else v for k, v in real(*given).items()})
     as_if("scikit-learn", "0.1")
     assert "baseline" in (again := run_again(before, keys(copy))) and not {"data", "train", "contract"} & again
     as_if("pytorch-lightning", "0.1")
@@ -118,7 +118,6 @@ def made(shell, run=None) -> set[str]: return {name for name, e in stages(shell,
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     "A shell in which a small linear run has succeeded, twice: from the second on, contract and encoders are there."
-    from conftest import Shell
     shell = Shell(tmp_path_factory.mktemp("cached"))
     for _ in range(2):
         ended = shell(*shell.small("model=linear"))
@@ -207,4 +206,116 @@ def test_a_model_without_save_and_load_is_fitted_again_when_somebody_asks_for_it
     for more in ([], ["evaluate.replicates=30"]):
         ended = mlproj(*mlproj.small("~model.C", "model._target_=usermodel.Plain", "model=linear", *more))
         assert ended.returncode == 0, ended.stderr
-    assert "train" not in made(mlproj) and "made again: its model has no `save` and `load`" in ended.stdout
+    assert "train" not in made(mlproj) and "made again: its model was not kept" in ended.stdout
+
+
+TOY = """
+import json
+from pathlib import Path
+import numpy as np, polars as pl
+from mlproj.data.source import Dataset
+from mlproj.train.baseline import Linear
+SCALE = json.loads(Path("scale.json").read_text())
+def dataset(n=500):
+    r = np.random.default_rng(0)
+    x, z = r.normal(size=(2, n))
+    return Dataset(pl.DataFrame(dict(id=np.arange(n), x=x, z=z, y=SCALE*x + z + r.normal(size=n) > 0)), (), ())
+class Moved(Linear):
+    "Learns more than `save` of its parent knows of."
+    moved = 0.0
+    def fit(self, train):
+        self.moved = 0.1
+        return super().fit(train)
+    def predict(self, *x): return super().predict(*x)*(1 - np.float32(self.moved)) + np.float32(self.moved)
+class Started(Linear):
+    def __init__(self, features, task, weights="", head=None, **more): super().__init__(features, task, **more)
+"""
+
+EXPERIMENT = """# @package _global_
+defaults: [override /data: table, override /split: group, override /gate: no_worse, override /model: linear]
+data: {name: toy, source: {_target_: toy.dataset}, label: y, key: [id]}
+split: {group: id}
+"""
+
+
+@pytest.fixture
+def toy(tmp_path):
+    "A project of a user, with a store of its own: `toy(*args)` runs it up to its evaluation."
+    for folder in ("conf/experiment", "conf/contracts", "conf/encoders"): (tmp_path/folder).mkdir(parents=True)
+    for name, text in {"settings.ini": "[DEFAULT]\nlib_name = toy\n", "toy.py": TOY, "scale.json": "1", "conf/experiment/toy.yaml": EXPERIMENT}.items(): (tmp_path/name).write_text(text)
+    shell = Shell(tmp_path)
+    def run(*args, until="evaluate"):
+        command = ["run", "experiment=toy", "tracking=disabled", "evaluate.replicates=20", "--until", until, *args]
+        ended = subprocess.run([sys.executable, "-m", "mlproj.cli", *command], cwd=tmp_path, env=shell.env, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+    run.shell = shell
+    return run
+
+
+def test_what_a_dataset_s_module_reads_when_it_is_imported_is_read_by_the_dataset(toy):
+    toy(until="data")
+    (toy.shell.folder/"scale.json").write_text("3")
+    assert "because scale.json changed" in toy(until="data")
+    (toy.shell.folder/"another.txt").write_text("of no interest")
+    toy(until="data")
+    assert not made(toy.shell)
+
+
+def test_contract_and_encoders_that_somebody_deleted_are_there_again(toy):
+    toy(until="features")
+    files = [toy.shell.folder/f"conf/{kind}/toy.yaml" for kind in ("contracts", "encoders")]
+    before = [f.read_bytes() for f in files]
+    for f in files: f.unlink()
+    toy(until="features")
+    assert not made(toy.shell) and [f.read_bytes() for f in files] == before
+    assert all(f.stat().st_nlink == 1 for f in files)  # to be edited, and the cache is not
+
+
+def test_a_store_that_was_moved_makes_its_table_once(toy):
+    toy(until="data")
+    snapshot = lambda: json.loads((toy.shell.runs()[-1]/"stages"/"data"/"snapshot.json").read_text())
+    shutil.move(snapshot()["uri"], snapshot()["uri"] + "-elsewhere")
+    toy(until="data")
+    assert made(toy.shell) == {"data"} and Path(snapshot()["uri"]).is_dir()
+    toy(until="data")
+    assert not made(toy.shell)
+
+
+def test_a_model_that_predicts_something_else_when_it_is_loaded_is_fitted_again(toy):
+    figures = lambda: {k: v for k, v in stages(toy.shell)["evaluate"].items() if k.startswith("test_")}
+    assert "predicts something else after `save` and `load`" in toy("model._target_=toy.Moved")
+    before = figures()
+    said = toy("model._target_=toy.Moved", "--fresh")
+    assert figures() == before, said
+    said = toy("model._target_=toy.Moved", "evaluate.replicates=21")
+    assert "train" not in made(toy.shell) and "made again: its model was not kept" in said and figures() == before
+
+
+def test_a_file_and_code_that_arguments_of_a_model_name_are_part_of_what_it_depends_on(toy, monkeypatch):
+    weights, helper = toy.shell.folder/"weights.bin", toy.shell.folder/"helper.py"
+    def key():
+        c = pipeline.Context(config, Project(toy.shell.folder, "toy"), None, None)
+        c.manifests = {s.name: dict(content="same") for s in pipeline.STAGES}
+        return {s.name: pipeline.key_of(pipeline.stage_fingerprint(c, s)) for s in pipeline.STAGES if s.name in ("features", "baseline", "train")}
+    weights.write_bytes(b"1")
+    helper.write_text("def widen(x): return 2*x\ndef narrow(x): return x/2\ndef other(x): return x\n")
+    monkeypatch.chdir(toy.shell.folder)
+    monkeypatch.syspath_prepend(toy.shell.folder)
+    config = compose(["experiment=toy"])
+    config.model |= dict(_target_="toy.Started", weights="weights.bin", head=[dict(_target_="helper.widen"), dict(inner="helper.narrow")])
+    before = key()
+    for change in (lambda: weights.write_bytes(b"2"), lambda: helper.write_text(helper.read_text().replace("2*x", "3*x")), lambda: helper.write_text(helper.read_text().replace("x/2", "x/3"))):
+        change()
+        assert run_again(before, before := key()) == {"train"}
+    helper.write_text(helper.read_text().replace("return x\n", "return -x\n"))
+    assert key() == before  # nobody names `other`
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '"x"', "{", '{"files": {}}'])
+def test_a_damaged_memory_of_the_last_time_is_no_memory(tmp_path, text):
+    cache = Cache(tmp_path)
+    cache.remember("toy-data", dict(code={}, files={}))
+    assert cache.last("toy-data", "code") == dict(code={}, files={})
+    (tmp_path/"last"/"toy-data.json").write_text(text)
+    assert cache.last("toy-data", "code") == {}

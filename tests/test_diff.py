@@ -9,7 +9,7 @@ from scipy import stats
 
 from conftest import ROOT, Shell
 from mlproj.data.profile import Profile, save_profile
-from mlproj.diff import LINES, WIDTH, code_differences, column_differences, diff, diff_json, find_side, judged, profile_distances, side_of, steps_of, upstream
+from mlproj.diff import LINES, WIDTH, code_differences, column_differences, diff, diff_json, find_side, judged, profile_distances, side_before, side_of, steps_of, upstream
 from mlproj.ledger import Ledger, Run
 from mlproj.project import MlprojError, RegistryError, write_json
 from mlproj.serve.registry import Registry
@@ -40,11 +40,11 @@ def rows(n=1500, seed=0) -> pl.DataFrame:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory) -> Shell:
-    "A shell in whose folder five runs stand: as it was, another imputation, another encoder, other data, and as it was."
+    "A shell in whose folder six runs stand: as it was, another imputation, another encoder, other data, and as it was: until the evaluation, and whole."
     shell, names = Shell(tmp_path_factory.mktemp("story")), {}
     module, table, encoders = shell.folder/"userdata.py", shell.folder/"rows.csv", shell.folder/"encoders.yaml"
-    def run(name):
-        done = shell("run", "--until", "bundle", *TOY, f"data.source={{_target_:userdata.dataset,file:{table}}}", f"data.contract={shell.contract}", f"data.encoders={encoders}")
+    def run(name, until="bundle"):
+        done = shell("run", "--until", until, *TOY, f"data.source={{_target_:userdata.dataset,file:{table}}}", f"data.contract={shell.contract}", f"data.encoders={encoders}")
         assert done.returncode == 0, done.stdout + done.stderr
         names[name] = shell.runs()[-1]
     module.write_text(USERDATA)
@@ -60,6 +60,7 @@ def story(tmp_path_factory) -> Shell:
     rows().with_columns(rain=pl.col("rain")*3).write_csv(table)
     run("rained")
     rows().write_csv(table)
+    run("short", "evaluate")
     run("again")
     shell.run = names
     return shell
@@ -99,6 +100,44 @@ def test_two_equal_runs_have_no_difference(story):
     assert str(found).startswith("result ") and "no " in str(found).splitlines()[0]
 
 
+def test_a_run_that_was_asked_for_less_has_no_other_code(story):
+    for pair in (("before", "short"), ("short", "before")):
+        found = diff(*(story.run[name] for name in pair))
+        assert "code" in found.equal and str(found).startswith("result       no difference"), str(found)
+    changed = diff(story.run["imputed"], story.run["short"])
+    assert [d.name for d in changed.differences if d.part == "code"] == ["userdata.impute"]
+
+
+def test_without_a_score_nothing_is_said_to_be_unexplained(story, tmp_path):
+    stopped = tmp_path/"20260101-000000-aaaa"
+    stopped.mkdir()
+    for name in ("config.json", "environment.json", "code.json"): shutil.copy(story.run["before"]/name, stopped)
+    Run(stopped.name, stopped).record("finished", status="interrupted", seconds=1.0)
+    said = str(diff(story.run["before"], stopped))
+    assert said.startswith("result       no score to compare") and "20260101-000000-aaaa has none (interrupted)" in said and "deterministic" not in said and "bisect" not in said
+
+
+def test_the_run_before_is_of_the_same_data_and_has_a_score(story, tmp_path):
+    ledger, names = Ledger(tmp_path), ("before", "imputed", "dropped")
+    for name in names: shutil.copytree(story.run[name], tmp_path/story.run[name].name)
+    first, second, third = (tmp_path/story.run[name].name for name in names)
+    assert side_before(side_of(third), ledger).run == second
+    config = json.loads((second/"config.json").read_text())
+    (second/"config.json").unlink()
+    write_json(second/"config.json", config | dict(data=config["data"] | dict(name="other")))
+    assert side_before(side_of(third), ledger).run == first
+    shutil.rmtree(first/"stages"/"evaluate")
+    with pytest.raises(MlprojError, match="no run before it has a score"): side_before(side_of(third), ledger)
+
+
+@pytest.mark.parametrize("args", [(), ("latest",)])
+def test_the_latest_run_alone_is_compared_with_the_one_before(story, args):
+    done = story("diff", *args)
+    assert done.returncode == 0 and not done.stderr
+    sides = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("from ", "to "))]
+    assert sides == [story.run["short"].name, story.run["again"].name]
+
+
 def test_the_order_of_the_sides_is_before_and_after(story):
     there, back = diff(story.run["before"], story.run["imputed"]), diff(story.run["imputed"], story.run["before"])
     assert [m.delta for m in there.measures] == [-m.delta for m in back.measures]
@@ -125,7 +164,9 @@ def test_words_stand_for_sides(story, monkeypatch):
     registry = Registry()
     registry.promote(registry.add(story.run["imputed"]/"stages"/"bundle"/"toy"))
     assert find_side("toy@champion", ledger).run == story.run["imputed"]
-    with pytest.raises(MlprojError, match="0 runs have an id"): find_side("nothing", ledger)
+    assert find_side("toy", ledger).run == story.run["imputed"]
+    with pytest.raises(MlprojError, match="no run, no model and no folder; the latest runs are " + story.run["again"].name): find_side("nothing", ledger)
+    with pytest.raises(MlprojError, match="6 runs have an id"): find_side("2", ledger)
     with pytest.raises(MlprojError, match="neither a run folder nor a bundle"): find_side(str(story.folder), ledger)
 
 

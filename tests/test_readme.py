@@ -30,7 +30,7 @@ def test_every_chapter_is_in_the_index():
 
 
 def test_the_folders_in_the_readme_exist():
-    for name in re.findall(r"^([\w.-]+/?) {2,}", re.search(r"```text\n(.*?)```", README, re.S)[1], re.M): assert (ROOT/name).exists(), name
+    for name in re.findall(r"^([\w.-]+/?) {2,}", re.search(r"```text\n(nbs/.*?)```", README, re.S)[1], re.M): assert (ROOT/name).exists(), name
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("mlproj ") and c.split()[1] not in ("run", "serve")])

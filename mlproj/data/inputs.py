@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTLED', 'READERS', 'FIRST', 'THERE', 'CLOCK', 'ASKED', 'USED', 'HEARD', 'OWN', 'KINDS', 'Reading', 'void',
-           'located', 'unheard', 'reading', 'inputs_changed']
+           'unwatched', 'located', 'unheard', 'reading', 'inputs_changed']
 
 # %% ../../nbs/data/07_inputs.ipynb #284eb2f7
 import ast, functools, glob, os, stat, sys, textwrap, threading, time
@@ -94,10 +94,12 @@ _EVENTS = {
     "os.fork": lambda r: r.cannot("a process is forked"), "os.forkpty": lambda r: r.cannot("a process is forked")}
 
 # %% ../../nbs/data/07_inputs.ipynb #81db1d49
+_IMPORTS = ("<frozen importlib", "<frozen zipimport", os.path.join(os.path.dirname(os.__file__), "importlib", "metadata"))
+
 def _listen(event: str, args: tuple) -> None:
     "The audit hook: tells the readings under way what happens. It stays for the life of the process, mostly idle."
     if not _READINGS or event not in _EVENTS or getattr(_BUSY, "now", False): return
-    if sys._getframe(1).f_code.co_filename.startswith(("<frozen importlib", "<frozen zipimport")): return
+    if sys._getframe(1).f_code.co_filename.startswith(_IMPORTS): return
     _BUSY.now = True
     try:
         for r in _READINGS:
@@ -154,14 +156,19 @@ def _readers_watched():
     finally: _replace({id(new): old for old, new in pairs})
 
 # %% ../../nbs/data/07_inputs.ipynb #91820074
+@contextmanager
+def unwatched():
+    "What the block reads is none of the inputs."
+    for r in _READINGS: r.muted += 1
+    try: yield
+    finally:
+        for r in _READINGS: r.muted -= 1
+
 def located(path) -> Path:
     "Where a path or url can be read: a path as it is, a url as a copy in the store, its revision noted. Raises `DataError`."
     if not is_url(path): return Path(path)
     if path.startswith("file://"): return Path(unquote(urlsplit(path).path))
-    for r in _READINGS: r.muted += 1  # connections and processes of the fetch are its own
-    try: copy, facts = fetch(path)
-    finally:
-        for r in _READINGS: r.muted -= 1
+    with unwatched(): copy, facts = fetch(path)  # connections and processes of the fetch are its own
     for r in _READINGS:
         r.remotes[path] = facts
         r.copies.add(str(copy.resolve()))
