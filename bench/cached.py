@@ -44,6 +44,7 @@ def silent_server() -> int:
 
 
 def main(dvc: str = "") -> None:
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else our own modules, and not those that pip has compiled, are compiled in every process
     with tempfile.TemporaryDirectory() as temporary:
         home = dict(MLPROJ_STORE=f"{temporary}/store", BENTOML_HOME=f"{temporary}/bentoml")
         run = lambda *more: timed([sys.executable, "-m", "mlproj.cli", "run", *SMALL, *more], **home)
