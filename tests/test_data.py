@@ -95,9 +95,9 @@ def test_a_feature_that_knows_the_label_stops_the_run_until_a_person_accepts_it(
 
 
 def test_the_ledger_counts_how_often_a_test_part_was_scored(data):
-    for _ in range(2): assert data("good").returncode == 0
-    assert data("good", "split.validation_before=2013-11-15").returncode == 0  # another test part
-    assert [next(e for e in data.shell.events(run) if e.get("stage") == "audit")["looks"] for run in data.shell.runs()] == [0, 1, 0]
+    for more in ([], [], ["seed=1"], ["split.validation_before=2013-11-15"]): assert data("good", *more).returncode == 0
+    evaluated = [next(e for e in data.shell.events(run) if e.get("stage") == "evaluate") for run in data.shell.runs()]
+    assert [e["looks"] for e in evaluated if not e["cached"]] == [0, 1, 0]  # the same again is no look, another seed is one, the last is another test part
 
 
 def test_a_split_by_group_and_one_with_a_purge(data):

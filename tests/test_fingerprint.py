@@ -559,5 +559,5 @@ def test_differences_name_the_likeliest_cause_first(toy):
     new = dict(code=closure(toy).units, config={"train.max_epochs": 5, "model.depth": 2}, inputs=dict(features="b"), files={"c.yaml": "2", "d.yaml": "1"}, environment=dict(polars="2.2.0"))
     assert differences(old, new, Codebase(toy)) == [
         "`FACTOR` in toolbox/scale.py changed", "model.depth nothing → 2", "model.lr 0.001 → nothing", "train.max_epochs 3 → 5", "c.yaml changed", "d.yaml is new",
-        "polars 2.1.0 → 2.2.0", "features changed"]
+        "features changed", "polars 2.1.0 → 2.2.0"]
     assert differences(old, old, Codebase(toy)) == []
