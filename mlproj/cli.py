@@ -353,7 +353,8 @@ def runs(where: str = typer.Option("", help='Conditions on config keys and figur
     import shutil
     from mlproj.journal import runs_table, runs_text
     from mlproj.project import to_json
-    rows, ledger = runs_table(_ledger(), where, sort, last), _ledger()
+    ledger = _ledger()
+    rows = runs_table(ledger, where, sort, last)
     if not (as_json or rows or ledger.runs()): raise MlprojError("there are no runs yet", ledger.path, "start one: mlproj run; or go to the folder of your project")
     print(to_json(rows) if as_json else runs_text(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
 

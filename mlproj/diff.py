@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'ROLES', 'STAGES', 'LOOK', 'LINES', 'WIDTH', 'LABEL', 'Side'
            'say_measure', 'say_shift', 'diff_text', 'diff_json', 'code_html', 'diff_html']
 
 # %% ../nbs/44_diff.ipynb #27b1adbc
-import json, re
+import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from difflib import unified_diff
@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 
 from .ledger import Ledger, Run
-from .project import MlprojError, aligned, leaves
+from .project import MlprojError, leaves
 
 # %% ../nbs/44_diff.ipynb #ceee3e75
 def _read(path: Path):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .project import MlprojError, folder_atomic, fsync_folder, sha256, to_json, write_json
+from .project import MlprojError, fsync_folder, sha256, to_json, write_json
 
 # %% ../nbs/02_ledger.ipynb #64f070fe
 def utc_now() -> datetime:

@@ -12,7 +12,7 @@ __all__ = ['ROLES', 'STAGES', 'GIVERS', 'ARGUMENTS', 'Console', 'Stage', 'View',
            'run']
 
 # %% ../nbs/50_pipeline.ipynb #98d730e0
-import json, os, resource, shutil, tempfile, time
+import json, resource, shutil, tempfile, time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace

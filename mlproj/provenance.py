@@ -6,7 +6,7 @@
 __all__ = ['HOOKS', 'ONE', 'ALL', 'EMPTY', 'State', 'look', 'Pending', 'begin_provenance', 'write_provenance', 'checkout']
 
 # %% ../nbs/05_provenance.ipynb #ee2a6e7f
-import json, os, shutil, sys, tempfile
+import json, os, shutil, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -3,8 +3,6 @@ import os, subprocess, sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
-
 from mlproj.examples.flights import dataset
 from mlproj.ledger import Ledger, Run
 from mlproj.project import Project

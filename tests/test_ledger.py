@@ -1,5 +1,5 @@
 "Many processes write at once, and some are killed: nothing that was acknowledged is lost, and everything stays readable."
-import json, os, random, signal, subprocess, sys, time
+import json, os, random, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest

@@ -1,5 +1,5 @@
 "W&B's server is down, refuses, hangs, breaks, or works: the run's result, exit code and time do not depend on it."
-import gzip, json, logging, os, signal, socket, subprocess, sys, threading, time
+import gzip, json, os, socket, subprocess, sys, threading, time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
