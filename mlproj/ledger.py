@@ -7,7 +7,7 @@ __all__ = ['utc_now', 'append_line', 'read_lines', 'Run', 'write_manifest', 'rea
            'verify_cache', 'Ledger']
 
 # %% ../nbs/02_ledger.ipynb #9f7353ed
-import fcntl, json, os, platform, secrets, shutil, tempfile
+import errno, fcntl, json, os, platform, secrets, shutil, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -21,13 +21,15 @@ def utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 def append_line(path, entry: dict) -> None:
-    "Append one JSON line durably: a single write, then fsync, so that a crash leaves whole lines, and at most one torn one at the end."
+    "Append one JSON line durably: a single write, then fsync, so that a crash leaves whole lines, and at most one torn one at the end. Raises `OSError` when the disk is full."
     new = not Path(path).exists()
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # what another one is writing looks like a torn line
         end = os.fstat(fd).st_size
         torn = end and os.pread(fd, 1, end - 1) != b"\n"  # by an earlier crash: begin a line of our own
-        os.write(fd, ("\n"*bool(torn) + json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n").encode())
+        line = ("\n"*bool(torn) + json.dumps(entry, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        if os.write(fd, line) < len(line): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         os.fsync(fd)
     finally: os.close(fd)
     if new: fsync_folder(Path(path).parent)

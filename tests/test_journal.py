@@ -105,6 +105,6 @@ def test_a_journal_has_every_thing_of_its_period_once_in_order(ledger, tmp_path)
 def test_the_journal_of_a_real_run_names_run_and_promotion(trained):
     registry, ledger = Registry(trained.folder/"bentoml"), Ledger(trained.folder/"store"/"runs")
     told = journal(ledger, {n: registry.history(n) for n in registry.names()})
-    assert trained.runs()[0].name in told and "test average precision" in told and "**promoted** `flights:" in told
-    row = next(row for row in runs_table(ledger, last=100) if row["id"] == trained.runs()[0].name)
+    assert trained.run.name in told and "test average precision" in told and "**promoted** `flights:" in told
+    row = next(row for row in runs_table(ledger, last=100) if row["id"] == trained.run.name)
     assert row["low"] <= row["score"] <= row["high"] and row["metric"] == "average_precision" and row["status"] == "succeeded"

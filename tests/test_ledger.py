@@ -80,6 +80,23 @@ def test_a_line_torn_anywhere_is_left_out_and_the_next_one_is_whole(tmp_path):
         assert [e["n"] for e in read_lines(path)] == [0, 2], line[:cut]
 
 
+def test_a_disk_that_is_full_in_the_middle_of_a_line_is_an_error(tmp_path):
+    "The limit on the size of a file stands for the disk: both cut a write short."
+    code = """
+import resource, signal, sys
+from mlproj.ledger import append_line
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30, resource.RLIM_INFINITY))
+append_line(sys.argv[1], dict(n=0))
+try: append_line(sys.argv[1], dict(n=1, text="x"*50))
+except OSError as error: print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path/"events.jsonl")], env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0 and "No space left on device" in done.stdout and "events.jsonl" in done.stdout, done.stderr
+    append_line(tmp_path/"events.jsonl", dict(n=2))
+    assert [e["n"] for e in read_lines(tmp_path/"events.jsonl")] == [0, 2]
+
+
 STAGES = """
 import sys, time
 from pathlib import Path

@@ -19,7 +19,7 @@ def test_a_run_prints_a_line_for_each_stage_and_says_what_comes_next(trained):
 
 
 def test_a_run_folder_explains_the_run(trained):
-    run, events = trained.runs()[-1], trained.events()
+    run, events = trained.run, trained.events(trained.run)
     assert events[0]["event"] == "started" and events[0]["command"][:2] == ["mlproj", "run"]
     assert events[-1]["event"] == "finished" and events[-1]["status"] == "succeeded" and events[-1]["peak_mb"] > 0
     order = [e["event"] + ":" + e.get("stage", "") for e in events]
@@ -31,22 +31,23 @@ def test_a_run_folder_explains_the_run(trained):
 
 def test_a_stage_names_the_hash_of_every_file_it_wrote(trained):
     from mlproj.project import sha256
-    for folder in (trained.runs()[-1]/"stages").iterdir():
+    for folder in (trained.run/"stages").iterdir():
         files = json.loads((folder/"manifest.json").read_text())["files"]
         assert files == {str(p.relative_to(folder)): sha256(p.read_bytes()) for p in folder.rglob("*") if p.is_file() and p != folder/"manifest.json"}
 
 
 def test_the_report_is_one_file_that_fetches_nothing(trained):
-    page = (trained.runs()[-1]/"report.html").read_text()
+    page = (trained.run/"report.html").read_text()
     assert "Will a flight out of New York" in page and "must not be used for" in page and "image/svg+xml" in page
     assert "<script" not in page and not re.search(r"""(src|href)=["']?(https?:)?//""", page) and "import" not in page.partition("<body>")[2]
-    card = json.loads((trained.runs()[-1]/"stages"/"evaluate"/"scorecard.json").read_text())
+    card = json.loads((trained.run/"stages"/"evaluate"/"scorecard.json").read_text())
     assert f"{card['metrics']['test']['average_precision']['model']['value']:.4f}" in page  # the run's own figure
 
 
 def test_status_names_the_champion_and_its_run(trained):
-    done = trained("status")
-    assert done.returncode == 0 and trained.runs()[-1].name in done.stdout and "champion" in done.stdout
+    from mlproj.serve.registry import Registry
+    done, last = trained("status"), Registry(trained.folder/"bentoml").history("flights")[-1]
+    assert done.returncode == 0 and last.run in {run.name for run in trained.runs()} and re.search(rf"flights +champion +{last.tag.partition(':')[2]} .* {last.run} ", done.stdout)
 
 
 def test_a_second_run_is_held_to_the_contract_of_the_first_and_makes_no_new_data_version(trained):

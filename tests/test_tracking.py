@@ -160,5 +160,5 @@ def test_a_run_ends_as_it_would_without_wandb(mlproj, trained, server, monkeypat
         for key, value in dict(WANDB_BASE_URL=url, WANDB_API_KEY="a"*40, HOME=str(mlproj.folder)).items(): monkeypatch.setenv(key, value)
         done = mlproj(*mlproj.small("tracking=online"))
     assert done.returncode == 0, done.stdout + done.stderr
-    score = lambda shell: json.loads((shell.runs()[-1]/"stages"/"evaluate"/"scorecard.json").read_text())["metrics"]
-    assert score(mlproj) == score(trained) and "Traceback" not in done.stderr
+    score = lambda run: json.loads((run/"stages"/"evaluate"/"scorecard.json").read_text())["metrics"]
+    assert score(mlproj.runs()[-1]) == score(trained.run) and "Traceback" not in done.stderr
