@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['CHOICES', 'CardConfig', 'DataConfig', 'SplitConfig', 'TaskConfig', 'AuditConfig', 'TrainConfig', 'GateConfig',
            'TrackingConfig', 'EvaluateConfig', 'PackageConfig', 'RegistryConfig', 'RunConfig', 'as_config',
-           'check_config', 'checked', 'compose', 'conf_folder', 'own_groups']
+           'check_config', 'checked', 'compose', 'compose_once', 'conf_folder', 'own_groups']
 
 # %% ../nbs/49_config.ipynb #0ea3eed3
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -186,14 +187,31 @@ def _check_columns(config: RunConfig) -> None:
     if d.label in names: raise ConfigError(f"the label {d.label!r} is among the features", "data.features", "take it out")
 
 # %% ../nbs/49_config.ipynb #2ac66b31
-def compose(overrides=()) -> RunConfig:
-    "The config of a run, composed from the project's conf/, or mlproj's own, as the command does it; for notebooks and tests."
-    from hydra import compose as hydra_compose, initialize_config_dir, initialize_config_module
+@contextmanager
+def _hydra():
+    "Hydra on the project's conf/, or mlproj's own."
+    from hydra import initialize_config_dir, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     folder = conf_folder()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(folder), version_base="1.3") if folder else initialize_config_module("mlproj.conf", version_base="1.3"):
-        return checked(hydra_compose("config", [*own_groups(), *overrides]))
+    with initialize_config_dir(str(folder), version_base="1.3") if folder else initialize_config_module("mlproj.conf", version_base="1.3"): yield
+
+def compose(overrides=()) -> RunConfig:
+    "The config of a run, composed from the project's conf/, or mlproj's own, as the command does it; for notebooks and tests."
+    from hydra import compose as hydra_compose
+    with _hydra(): return checked(hydra_compose("config", [*own_groups(), *overrides]))
+
+def compose_once(overrides):
+    "What `hydra.main` hands to its task, composed once where that does it twice; None for a config whose `hydra` asks for more: a sweep, callbacks, a folder of the job's own, variables of the environment."
+    from hydra import compose as hydra_compose
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+    with _hydra():
+        cfg = hydra_compose("config", [*own_groups(), *overrides], return_hydra_config=True)
+        if any((getattr(cfg.hydra.mode, "name", "RUN") != "RUN", cfg.hydra.callbacks, cfg.hydra.job.chdir, cfg.hydra.job.env_set, cfg.hydra.output_subdir)): return None
+        HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
+        with open_dict(cfg): del cfg["hydra"]
+        return cfg
 
 def conf_folder() -> Path | None:
     "The project's own conf/, if it has one."

@@ -545,8 +545,12 @@ def _hooked(name: str, is_site) -> Path | None:
 
 def _installed(self, name: str) -> bool:
     "Is it a top-level module of Python itself, or of an installed distribution?"
-    compiled = re.compile(rf"{re.escape(name)}\..*(so|pyd)")
-    return name in sys.stdlib_module_names or any({name, f"{name}.py"} & self.names(p) or any(map(compiled.match, self.names(p))) for p in self.sites)
+    return name in sys.stdlib_module_names or any({name, f"{name}.py"} & self.names(p) or name in self.compiled(p) for p in self.sites)
+
+def _compiled(self, site: str) -> frozenset[str]:
+    "The compiled modules of a folder, such as `polars` of polars.cpython-311-x86_64-linux-gnu.so."
+    if (key := f"{site}/*.so") not in self.listed: self.listed[key] = frozenset(n.partition(".")[0] for n in self.names(site) if n.endswith((".so", ".pyd")))
+    return self.listed[key]
 
 def _digest_of(self, file: Path) -> str:
     "SHA-256 of a file of ours; '' when it is gone."
@@ -561,7 +565,7 @@ def _summary(self, file: Path) -> dict:
     if (known := _kept(self.cache, key)) is None: _keep(self.cache, key, known := summarise(file.read_bytes(), str(file)))
     return known
 
-Codebase._search, Codebase.installed, Codebase.digest, Codebase.summary = _search, _installed, _digest_of, _summary
+Codebase._search, Codebase.installed, Codebase.compiled, Codebase.digest, Codebase.summary = _search, _installed, _compiled, _digest_of, _summary
 
 # %% ../nbs/01_fingerprint.ipynb #3ce9b86e
 @cache

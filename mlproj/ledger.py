@@ -142,7 +142,7 @@ class Cache:
             except BlockingIOError:
                 waiting()
                 fcntl.flock(fd, fcntl.LOCK_EX)
-            for left in self.path.glob(f".{key}.*"): shutil.rmtree(left, ignore_errors=True)
+            for left in [n for n in os.listdir(self.path) if n.startswith(f".{key}.")]: shutil.rmtree(self.path/left, ignore_errors=True)
             yield
         finally: os.close(fd)
 

@@ -12,7 +12,7 @@ __all__ = ['ROLES', 'STAGES', 'GIVERS', 'ARGUMENTS', 'Console', 'Stage', 'View',
            'run']
 
 # %% ../nbs/50_pipeline.ipynb #98d730e0
-import json, resource, shutil, tempfile, time
+import json, resource, shutil, sys, tempfile, time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -31,13 +31,18 @@ from .project import ConfigError, DataError, GateError, MlprojError, Project, fo
 class Console:
     "Prints the lines of a run: stage, figures, seconds. Plain text where it is not a terminal."
     def __init__(self, file=None):
+        self.file = file or sys.stdout
+        self.live = self.file.isatty()
+
+    @cached_property
+    def rich(self):
         from rich.console import Console as Rich
-        self.rich = Rich(file=file, highlight=False, soft_wrap=True)
-        self.live = self.rich.is_terminal
+        return Rich(file=self.file, highlight=False, soft_wrap=True)
 
     def line(self, name: str, text: str, seconds: float | str = "", style=""):
-        from rich.text import Text
         time_said = f"{seconds:6.1f} s" if isinstance(seconds, float) else seconds
+        if not self.live: return print(f"{name:<10} {time_said:>8}  {text}", file=self.file, flush=True)  # without Rich, which takes 30 ms to import
+        from rich.text import Text
         self.rich.print(Text.assemble((f"{name:<10} ", "bold"), (f"{time_said:>8}  ", "dim"), (text, style)))
 
     def told(self, lines, most: int = 3) -> None:
@@ -737,6 +742,7 @@ class Context:
     manifests: dict = field(default_factory=dict)
     logger: Any = None
     prepared: bool = False
+    pending: Any = None
 
     @cached_property
     def plain(self) -> dict: return asdict(self.config)
@@ -876,8 +882,13 @@ def _found(c: Context, stage: Stage, key: str, why: list[str]) -> dict | None:
     return None if why else manifest
 
 # %% ../nbs/50_pipeline.ipynb #81abc8b4
+def _write_git(c: Context) -> None:
+    "Write what git says of the code, once; waits for git if it still works."
+    if not (c.run.path/"provenance.json").exists(): write_provenance(c.pending, c.run.path)
+
 def _made(c: Context, stage: Stage, fingerprint: dict) -> dict:
     "Run a stage; returns its manifest."
+    if not stage.watched: _write_git(c)  # while the data are read, or the cache, git may work
     scope, figures, said, begun, known = Scope(c, stage, stage.reads, stage.upstream), {}, [], time.monotonic(), True
     with c.console.working(stage.name), folder_atomic(c.run.stage_folder(stage.name)) as folder:
         values = stage.make(scope, folder, figures, said)
@@ -965,16 +976,14 @@ def run(config: RunConfig, project: Project | None = None, render=None, console:
     project, recipe = project or Project.find(), recipe or {}
     pending = begin_provenance(project.root)
     ledger_run = Ledger(Path(recipe.get("runs") or project.store/"runs")).start(asdict(config), list(command))
-    c, begun, ended = Context(config, project, ledger_run, console or Console(), render, recipe), time.monotonic(), None
+    c, begun, ended = Context(config, project, ledger_run, console or Console(), render, recipe, pending=pending), time.monotonic(), None
     try:
         c.first, _given(c)
         code = _write_code(c)
         ledger_run.record("criteria", criteria=config.gate.criteria)
         for each in c.stages:
             run_stage(c, each)
-            if each.name == "data":  # the data are known: so is all that the result depends on
-                write_provenance(pending, ledger_run.path)
-                _write_down(c, code)
+            if each.name == "data": _write_down(c, code)  # the data are known: so is all that the result depends on
         if failed := [v["said"] for v in c["verdicts"] if not v["passed"]] if "gate" in c.manifests else []:
             raise GateError("the model did not pass: " + "; ".join(failed), f"run {ledger_run.id}", "the champion stays; the report says where it is weak")
         return ledger_run
@@ -982,7 +991,7 @@ def run(config: RunConfig, project: Project | None = None, render=None, console:
         ended = error
         raise
     finally:
-        if not (ledger_run.path/"provenance.json").exists(): write_provenance(pending, ledger_run.path)
+        _write_git(c)
         if c.logger: _mirror_ends(c, time.monotonic() - begun)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024
         ledger_run.record("finished", status=_ended(ended), seconds=round(time.monotonic() - begun, 1), peak_mb=peak,
