@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'CardConfig', 'DataConfig', 'SplitConfig', 'TaskConfig', 'AuditConfig', 'TrainConfig', 'GateConfig',
-           'TrackingConfig', 'EvaluateConfig', 'PackageConfig', 'RegistryConfig', 'RunConfig', 'as_config',
-           'check_config', 'checked', 'compose', 'compose_once', 'conf_folder', 'own_groups']
+           'TrackingConfig', 'EvaluateConfig', 'PackageConfig', 'RegistryConfig', 'CostConfig', 'RunConfig',
+           'as_config', 'check_config', 'checked', 'compose', 'compose_once', 'conf_folder', 'own_groups']
 
 # %% ../nbs/49_config.ipynb #0ea3eed3
 from contextlib import contextmanager
@@ -96,6 +96,10 @@ class PackageConfig:
     int8_budget: Optional[float]
 @dataclass
 class RegistryConfig: promote: bool
+@dataclass
+class CostConfig:  # with defaults: runs from before it was there can be reproduced
+    per_hour: Optional[float] = None
+    currency: str = "EUR"
 
 @dataclass
 class RunConfig:
@@ -113,6 +117,7 @@ class RunConfig:
     package: PackageConfig
     registry: RegistryConfig
     seed: int
+    cost: CostConfig = field(default_factory=CostConfig)
 
 # %% ../nbs/49_config.ipynb #c757afaf
 def as_config(cfg) -> RunConfig:
@@ -160,7 +165,7 @@ def _check_choices(config: RunConfig) -> None:
         value = getattr(getattr(config, section), name)
         if value not in choices: raise ConfigError(f"{value!r} is unknown", key, "one of " + ", ".join(c or "null" for c in choices))
     t, p, train = config.task.threshold, config.package, config.train
-    least = {"evaluate.replicates": (config.evaluate.replicates, 2), "package.golden_rows": (p.golden_rows, 10), "package.int8_budget": (p.int8_budget or 0, 0),
+    least = {"evaluate.replicates": (config.evaluate.replicates, 2), "package.golden_rows": (p.golden_rows, 10), "package.int8_budget": (p.int8_budget or 0, 0), "cost.per_hour": (config.cost.per_hour or 0, 0),
              "train.max_epochs": (train.max_epochs, 1), "train.batch_size": (train.batch_size, 1)}
     if t != "f1" and not (isinstance(t, float) and 0 < t < 1): raise ConfigError(f"{t!r} is no threshold", "task.threshold", "between 0 and 1, or f1")
     for key, (value, limit) in least.items():

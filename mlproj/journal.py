@@ -28,7 +28,8 @@ def facts(run: Run) -> dict:
     found = dict(a.partition("=")[::2] for a in started.get("command", ()) if re.match(r"[\w.@/]+=", a)) | leaves(config)
     for e in stages: found |= {f"{e['stage']}.{k}": v for k, v in e.items() if k not in ("at", "event", "stage")}
     return found | dict(id=run.id, when=events[0]["at"] if events else None, status=finished.get("status", "unfinished"), model=_model(config),
-                        data=config.get("data", {}).get("name"), seconds=finished.get("seconds"), peak_mb=finished.get("peak_mb"), error=finished.get("error"),
+                        data=config.get("data", {}).get("name"), seconds=finished.get("seconds"), peak_mb=finished.get("peak_mb"), cpu_seconds=finished.get("cpu_seconds"),
+                        cost=finished.get("cost"), error=finished.get("error"),
                         stages=len(stages), cached=sum(e.get("cached", False) for e in stages), why=_why(run, started, stages, finished), command=started.get("command", []))
 
 # %% ../nbs/06_journal.ipynb #66660889
@@ -227,6 +228,8 @@ def _outcome(one: dict) -> str:
     score = f"test {one['metric'].replace('_', ' ')} {_interval(one)}, baseline {_short(one['baseline'])}"
     return score if one["status"] == "succeeded" else f"{score}; **{one['status']}**: {one['why']}"
 
+def _price(one: dict) -> str: return "" if one["cost"] is None else f", {one['cost']:.2f} {one['cost.currency']}"
+
 def _told(ones: list[dict], ledger: Ledger, before: dict | None) -> str:
     "One run, or several that belong together, as an entry of the journal."
     one, n = ones[-1], len(ones)
@@ -236,7 +239,7 @@ def _told(ones: list[dict], ledger: Ledger, before: dict | None) -> str:
         spread = f": test {one['metric'].replace('_', ' ')} {_short(scored[0]['score'])} to {_short(scored[-1]['score'])}" if scored and one["metric"] else ""
         said = f"**sweep** of {n} runs, `{ones[0]['id']}` to `{one['id']}`{spread}"
         return f"{said}  \n  `{' '.join(a for a in one['command'][2:] if a not in ('-m', '--multirun'))}`"
-    said = f"**run** `{one['id']}` {one['model'] or ''}, {_outcome(one)} ({duration(one['seconds']) or 'not finished'})"
+    said = f"**run** `{one['id']}` {one['model'] or ''}, {_outcome(one)} ({duration(one['seconds']) or 'not finished'}{_price(one)})"
     if before is None: return said
     changed = changes(*(Run(o["id"], ledger.path/o["id"]) for o in (before, one)))
     if not changed and one["status"] not in ("succeeded", "rejected"): return said  # it did not come far enough to know

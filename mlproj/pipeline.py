@@ -971,6 +971,12 @@ def _given(c: Context) -> None:
     for key in ("contract", "encoders"):
         if (path := c.file(f"data.{key}")).is_file(): write_atomic(c.run.path/"given"/f"{key}.yaml", path.read_bytes())
 
+def _spent(seconds: float, cost) -> dict:
+    "What a run took: wall and CPU seconds, memory, and money where an hour of this machine has a price."
+    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = dict(seconds=round(seconds, 1), cpu_seconds=round(own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime, 1), peak_mb=own.ru_maxrss//1024)
+    return spent if cost.per_hour is None else spent | dict(cost=round(seconds/3600*cost.per_hour, 4))
+
 def run(config: RunConfig, project: Project | None = None, render=None, console: Console | None = None, command=(), recipe: dict | None = None) -> Run:
     "Run all stages, or take them from the cache. `render(run)` makes the report. Raises what a stage raises, and `GateError` when the model did not pass."
     project, recipe = project or Project.find(), recipe or {}
@@ -993,6 +999,4 @@ def run(config: RunConfig, project: Project | None = None, render=None, console:
     finally:
         _write_git(c)
         if c.logger: _mirror_ends(c, time.monotonic() - begun)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024
-        ledger_run.record("finished", status=_ended(ended), seconds=round(time.monotonic() - begun, 1), peak_mb=peak,
-                          **(dict(error=str(ended)) if ended else {}))
+        ledger_run.record("finished", status=_ended(ended), **_spent(time.monotonic() - begun, config.cost), **(dict(error=str(ended)) if ended else {}))

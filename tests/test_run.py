@@ -52,8 +52,10 @@ def test_status_names_the_champion_and_its_run(trained):
 
 def test_a_second_run_is_held_to_the_contract_of_the_first_and_makes_no_new_data_version(trained):
     before = trained.contract.read_text()
-    done = trained(*trained.small("experiment=flights_baseline", "gate=default", *[f"gate.criteria.{p}_gain.at_least=-1" for p in ("validation", "test")]))
+    done = trained(*trained.small("experiment=flights_baseline", "gate=default", *[f"gate.criteria.{p}_gain.at_least=-1" for p in ("validation", "test")], "cost.per_hour=3600"))
     assert done.returncode == 0, done.stderr
+    ended = trained.events()[-1]
+    assert abs(ended["cost"] - ended["seconds"]) < 0.06 and ended["cpu_seconds"] > 0 and "cost" in trained("runs", "--sort=-cost").stdout
     assert "contract.yaml holds" in done.stdout and "snapshot v0" in done.stdout and "Linear" in done.stdout
     assert trained.contract.read_text() == before
 
