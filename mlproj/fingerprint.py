@@ -543,6 +543,7 @@ def _hooked(name: str, is_site) -> Path | None:
     file = Path(spec.origin) if spec and spec.has_location and spec.origin.endswith(".py") else None
     return file if file and not is_site(str(file.parent)) and not is_site(str(file.parents[1])) else None
 
+# %% ../nbs/01_fingerprint.ipynb #6454d287
 def _installed(self, name: str) -> bool:
     "Is it a top-level module of Python itself, or of an installed distribution?"
     return name in sys.stdlib_module_names or any({name, f"{name}.py"} & self.names(p) or name in self.compiled(p) for p in self.sites)
