@@ -18,15 +18,9 @@ from html import escape
 from pathlib import Path
 
 from .ledger import Ledger, Run
-from .project import MlprojError, leaves
+from .project import MlprojError, leaves, read_json
 
 # %% ../nbs/44_diff.ipynb #ceee3e75
-def _read(path: Path):
-    "A JSON file as a value; None where there is none. Raises `MlprojError` for a damaged one."
-    if not path.exists(): return None
-    try: return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error: raise MlprojError(f"is damaged ({error})", path, "restore it from a backup, or compare other runs") from None
-
 @dataclass(frozen=True)
 class Side:
     "One side of a comparison: its `name`, its run folder, or else the folder of a bundle."
@@ -34,17 +28,17 @@ class Side:
     run: Path | None
     bundle: Path | None = None
 
-    def read(self, name: str): return _read(self.run/name) if self.run else None
+    def read(self, name: str): return read_json(self.run/name) if self.run else None
     def file(self, of_run: str, of_bundle: str = "") -> Path | None:
         "The path of a file that a run and a bundle keep in different places; None where there is none."
         path = self.run/"stages"/of_run if self.run else self.bundle/of_bundle if of_bundle else None
         return path if path and path.exists() else None
 
     @property
-    def facts(self) -> dict: return (_read(self.bundle/"facts.json") if self.bundle else None) or {}
+    def facts(self) -> dict: return (read_json(self.bundle/"facts.json") if self.bundle else None) or {}
     def manifests(self) -> dict[str, dict]:
         "The manifests of the stages that ended, by name."
-        return {p.parent.name: _read(p) for p in sorted(self.run.glob("stages/*/manifest.json"))} if self.run else {}
+        return {p.parent.name: read_json(p) for p in sorted(self.run.glob("stages/*/manifest.json"))} if self.run else {}
 
 # %% ../nbs/44_diff.ipynb #e6839b93
 def side_of(path, runs=None) -> Side:
@@ -54,7 +48,7 @@ def side_of(path, runs=None) -> Side:
     if not (path/"facts.json").exists(): raise MlprojError("is neither a run folder nor a bundle", path, "name a run (its id, or latest), a model (flights@champion), or a folder")
     from mlproj.serve.bundle import verify_bundle
     verify_bundle(path)  # before anything in it is parsed
-    run = _read(path/"facts.json")["run"]
+    run = read_json(path/"facts.json")["run"]
     homes = [path.resolve().parents[2], *([Path(runs)/run] if runs else [])]  # it may lie in its run's own folder
     found = next((home for home in homes if home.name == run and (home/"events.jsonl").exists()), None)
     return Side(run, found) if found else Side(f"bundle of {run}", None, path)
@@ -71,7 +65,7 @@ def find_side(name: str, ledger: Ledger) -> Side:
 
 def side_before(side: Side, ledger: Ledger) -> Side:
     "The run of the same data before a side's run that has a score. Raises `MlprojError` when there is none."
-    data = lambda run: (_read(run.path/"config.json") or {}).get("data", {}).get("name")
+    data = lambda run: (read_json(run.path/"config.json") or {}).get("data", {}).get("name")
     name = data(Run(side.name, side.run)) if side.run else side.facts.get("name")
     scored = (r for r in ledger.runs() if r.id < side.name.removeprefix("bundle of ") and (r.stage_folder("evaluate")/"scorecard.json").exists())
     found = next((r for r in scored if data(r) == name), None)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MlprojError', 'ConfigError', 'DataError', 'ContractError', 'GateError', 'ParityError', 'RegistryError',
-           'fsync_folder', 'file_atomic', 'write_atomic', 'to_json', 'write_json', 'leaves', 'aligned', 'folder_atomic',
-           'Project', 'sha256']
+           'fsync_folder', 'file_atomic', 'write_atomic', 'to_json', 'write_json', 'read_json', 'leaves', 'aligned',
+           'Svg', 'html_table', 'folder_atomic', 'Project', 'sha256']
 
 # %% ../nbs/00_project.ipynb #e0594f97
 import contextlib, json, os, shutil, tempfile
@@ -74,6 +74,14 @@ def write_json(path, value) -> Path:
     "Write a value as JSON, atomically."
     return write_atomic(path, to_json(value))
 
+# %% ../nbs/00_project.ipynb #db04c820
+def read_json(path):
+    "The value of a JSON file; None where there is none. Raises `MlprojError` for a damaged one."
+    path = Path(path)
+    if not path.exists(): return None
+    try: return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error: raise MlprojError(f"is damaged ({error})", path, "restore it from a backup") from None
+
 # %% ../nbs/00_project.ipynb #c8f40d3e
 def leaves(tree: dict, key: str = "") -> dict:
     "The leaves of nested dicts by their dotted keys; a list is a leaf, and so is an empty dict."
@@ -88,6 +96,16 @@ def aligned(rows) -> str:
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+# %% ../nbs/00_project.ipynb #742fa120
+class Svg(str): "An inline drawing: a text that is not escaped."
+
+def html_table(rows, head=()) -> str:
+    "Rows of texts and drawings as an HTML table, for the `_repr_html_` of values."
+    from html import escape
+    cell = lambda tag, value: f'<{tag} style="text-align:left">{value if isinstance(value, Svg) else escape(str(value))}</{tag}>'
+    line = lambda tag, row: "<tr>" + "".join(cell(tag, value) for value in row) + "</tr>"
+    return "<table>" + (f"<thead>{line('th', head)}</thead>" if head else "") + f"<tbody>{''.join(line('td', row) for row in rows)}</tbody></table>"
 
 # %% ../nbs/00_project.ipynb #0dbc845b
 @contextlib.contextmanager

@@ -8,12 +8,13 @@ __all__ = ['PLACES', 'RunFailed', 'rerun', 'recipe_of', 'copy_given', 'figures_o
 
 # %% ../nbs/46_reproduce.ipynb #41a90ed0
 import json, os, shutil, signal, subprocess, sys, tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .diff import environment_differences
 from .ledger import Ledger, Run
-from .project import MlprojError, Project, write_json
+from .project import MlprojError, Project, read_json, write_json
 from .provenance import checkout
 
 # %% ../nbs/46_reproduce.ipynb #a8f612c4
@@ -37,16 +38,13 @@ def rerun(recipe: dict, code, folder, project: Project, packages: Sequence = ())
     return Ledger(folder/"runs").get()
 
 # %% ../nbs/46_reproduce.ipynb #05f75a05
-def _read(path: Path):
-    return json.loads(path.read_text()) if path.exists() else None
-
 def recipe_of(run: Run, until: str | None = "evaluate", fresh: bool = True, own_data: bool = True) -> dict:
     "The recipe of a recorded run. Without `own_data` the dataset function is called again, and the table may be another. Raises `MlprojError` for a run that recorded no table."
     data = run.stage_folder("data")
-    snapshot, config = _read(data/"snapshot.json"), json.loads((run.path/"config.json").read_text())
+    snapshot, config = read_json(data/"snapshot.json"), json.loads((run.path/"config.json").read_text())
     if own_data and snapshot is None: raise MlprojError("recorded no table: it ended before", f"run {run.id}", "choose a run that has a score")
     config["tracking"]["mode"] = "disabled"  # what is repeated is no new experiment
-    pinned = dict(snapshot=snapshot, joins=_read(data/"joins.json")["joins"]) if own_data else dict(snapshot=None)
+    pinned = dict(snapshot=snapshot, joins=read_json(data/"joins.json")["joins"]) if own_data else dict(snapshot=None)
     return dict(config=config, until=until, fresh=fresh, **pinned)
 
 def copy_given(run: Run, folder) -> str:
@@ -58,31 +56,27 @@ def copy_given(run: Run, folder) -> str:
 
 def figures_of(run: Run) -> dict[str, float]:
     "The metrics of a run's model, as part_metric. Raises `MlprojError` for a run without a scorecard."
-    card = _read(run.stage_folder("evaluate")/"scorecard.json")
+    card = read_json(run.stage_folder("evaluate")/"scorecard.json")
     if card is None: raise MlprojError("has no scorecard: it ended before", f"run {run.id}", "choose a run that was evaluated")
     return {f"{part}_{name}": m["model"]["value"] for part, metrics in card["metrics"].items() for name, m in metrics.items()}
 
 # %% ../nbs/46_reproduce.ipynb #1aedaea3
 def imported(run: Run) -> set[str]:
     "The distributions that the code of a run's stages, up to its evaluation, imports; empty when they are not recorded."
-    manifests = [_read(p) for p in sorted(run.path.glob("stages/*/manifest.json"))]
+    manifests = [read_json(p) for p in sorted(run.path.glob("stages/*/manifest.json"))]
     return {name for m in manifests for name in m.get("fingerprint", {}).get("environment", {}) if m["stage"] not in ("gate", "bundle", "registry", "report")}
 
-def environment_changes(then: dict, now: dict, only: Iterable[str] = ()) -> list[str]:
-    "What differs between two environments, in words; of the packages `only` those named, if any are."
-    only, words = set(only), []
-    for key in ("python", "implementation", "system", "machine", "accelerator"):
-        if then.get(key) != now.get(key): words.append(f"{key} {then.get(key)} → {now.get(key)}")
-    a, b = then.get("packages", {}), now.get("packages", {})
-    return words + [f"{name} {a.get(name, 'absent')} → {b.get(name, 'absent')}" for name in sorted(a.keys() | b.keys())
-                    if a.get(name) != b.get(name) and (not only or name in only)]
+def environment_changes(run: Run, now: dict) -> list[str]:
+    "What differs between the environment of a run and another one, in words; of the packages those that the run's code imports, if that is known."
+    then, used = read_json(run.path/"environment.json") or {}, imported(run)
+    return [d.said for d in environment_differences(then, now) if not used or d.name in used or d.name not in {**then.get("packages", {}), **now["packages"]}]
 
 # %% ../nbs/46_reproduce.ipynb #ff72a965
 PLACES = ("snapshot.json", "joins.json", "inputs.json")  # where a table lies and came from; its content has a digest of its own
 
 def _files(run: Run, stage: str) -> dict | None:
     "The hashes of what a stage wrote, without those of `PLACES`."
-    manifest = _read(run.stage_folder(stage)/"manifest.json")
+    manifest = read_json(run.stage_folder(stage)/"manifest.json")
     return manifest and {k: v for k, v in manifest["files"].items() if k not in PLACES}
 
 def compare_stages(old: Run, new: Run) -> dict[str, list[str]]:
@@ -126,7 +120,7 @@ def reproduce(run: Run, project: Project, keep=None, say=lambda text: None) -> R
     Raises `MlprojError` when code or table cannot be had again, and when the run fails."""
     from mlproj.fingerprint import environment
     figures, recipe = figures_of(run), recipe_of(run)
-    changes = environment_changes(_read(run.path/"environment.json") or {}, environment(), imported(run))
+    changes = environment_changes(run, environment())
     if changes: say("the environment differs: " + "; ".join(changes))
     with tempfile.TemporaryDirectory(prefix="mlproj-") as temporary:
         folder = Path(keep or temporary)
@@ -139,5 +133,5 @@ def reproduce(run: Run, project: Project, keep=None, say=lambda text: None) -> R
 
 def _commit(run: Run) -> str:
     "The commit of a run, and whether it had a patch, in words."
-    git = _read(run.path/"provenance.json")["git"]
+    git = read_json(run.path/"provenance.json")["git"]
     return (git["commit"] or "no commit")[:12] + (" with its patch" if git["dirty"] else "")
