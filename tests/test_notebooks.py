@@ -64,7 +64,7 @@ def test_a_project_in_sync_has_no_differences_and_nothing_to_do(project):
 
 @pytest.mark.parametrize("change, named, said", [
     (lambda root: edit(root/"nbs"/"geo"/"10_area.ipynb", "square.side**2", "square.side*2"), "tiny/geo/area.py", "stale"),
-    (lambda root: edit(root/"tiny"/"geo"/"area.py", "# in square units", "# in units"), "tiny/geo/area.py", "edited by hand"),
+    (lambda root: edit(root/"tiny"/"geo"/"area.py", "# in square units", "# in units"), "tiny/geo/area.py", "edited by hand, and mlproj sync carries it into nbs/geo/10_area.ipynb, cell 3"),
     (lambda root: (root/"tiny"/"shape.py").write_bytes((root/"tiny"/"shape.py").read_bytes() + b"\n"), "tiny/shape.py", "edited by hand"),
     (lambda root: (root/"tiny"/"geo"/"area.py").unlink(), "tiny/geo/area.py", "missing"),
     (lambda root: (root/"nbs"/"geo"/"10_area.ipynb").unlink(), "tiny/geo/area.py", "orphan"),
@@ -78,7 +78,8 @@ def test_what_drifts_apart_is_found_and_mended(project, change, named, said):
     differences = check_sync(project)
     assert {p: p.read_bytes() for p in project.rglob("*") if p.is_file()} == before, "a check touches nothing"
     assert any(line.startswith(f"{named}: ") and said in line for line in differences), differences
-    assert named in sync(project)
+    changed = sync(project)
+    assert named in changed or "carries it into" in said and changed == ["nbs/geo/10_area.ipynb"]
     assert check_sync(project) == []
 
 
@@ -93,8 +94,133 @@ def test_a_notebook_that_cannot_be_exported_changes_nothing(project):
     (project/"nbs"/"11_broken.ipynb").write_text("{")
     before = (project/"tiny"/"shape.py").read_bytes()
     edit(project/"nbs"/"00_shape.ipynb", "_unit = 1.0", "_unit = 2.0")
-    with pytest.raises(MlprojError, match="cannot be exported"): sync(project)
+    with pytest.raises(MlprojError, match="11_broken.ipynb: is not a notebook"): sync(project)
     assert (project/"tiny"/"shape.py").read_bytes() == before
+
+
+# Which side changed
+
+def snapshot(root: Path) -> dict: return {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+
+
+def git(root: Path, *arguments):
+    subprocess.run(["git", "-c", "user.name=me", "-c", "user.email=me@x.org", *arguments], cwd=root, check=True, capture_output=True)
+
+
+def cell_source(path: Path, id: str) -> str: return "".join(next(c["source"] for c in nbformat.read(path, 4).cells if c["id"] == id))
+
+
+def test_a_module_edit_goes_into_its_cell_and_nothing_else_changes(project):
+    before = nbformat.read(project/"nbs"/"geo"/"10_area.ipynb", 4)
+    edit(project/"tiny"/"geo"/"area.py", "square.side**2  # in square units", "square.side * square.side  # in m²\n\ndef none(): ...")
+    assert sync(project) == ["nbs/geo/10_area.ipynb", "tiny/_modidx.py", "tiny/geo/area.py"]  # a new name: __all__ and the index have it
+    after = nbformat.read(project/"nbs"/"geo"/"10_area.ipynb", 4)
+    assert after.cells[3].source == "#| export\ndef area(square): return square.side * square.side  # in m²\n\ndef none(): ..."
+    assert [c for i, c in enumerate(after.cells) if i != 3] == [c for i, c in enumerate(before.cells) if i != 3]
+    assert check_sync(project) == [] and outcome(run_pytest(project, "nbs")) == {"passed": 5}
+
+
+def test_imports_come_back_absolute(project):
+    edit(project/"tiny"/"geo"/"area.py", "from ..shape import Square", "from ..shape import Square, _unit\nfrom .. import shape")
+    assert sync(project) == ["nbs/geo/10_area.ipynb", "tiny/geo/area.py"] or check_sync(project) == []
+    assert cell_source(project/"nbs"/"geo"/"10_area.ipynb", "area-2") == "#| export\nfrom tiny.shape import Square, _unit\nfrom tiny import shape"
+
+
+def test_both_directions_in_one_sync(project):
+    edit(project/"tiny"/"geo"/"area.py", "# in square units", "# in m²")
+    edit(project/"nbs"/"00_shape.ipynb", "_unit = 1.0", "_unit = 2.0")
+    assert sync(project) == ["nbs/geo/10_area.ipynb", "tiny/shape.py"]
+    assert "m²" in cell_source(project/"nbs"/"geo"/"10_area.ipynb", "area-3") and "_unit = 2.0" in (project/"tiny"/"shape.py").read_text()
+
+
+def test_different_cells_of_one_module_changed_on_different_sides(project):
+    edit(project/"tiny"/"geo"/"area.py", "import Square", "import Square, math")
+    edit(project/"nbs"/"geo"/"10_area.ipynb", "square.side**2", "square.side*square.side")
+    sync(project)
+    assert cell_source(project/"nbs"/"geo"/"10_area.ipynb", "area-2").endswith("import Square, math") and "side*square.side" in (project/"tiny"/"geo"/"area.py").read_text()
+
+
+def test_one_cell_changed_on_both_sides_is_shown_and_nothing_is_touched(project):
+    edit(project/"tiny"/"geo"/"area.py", "# in square units", "# in m²")
+    edit(project/"nbs"/"geo"/"10_area.ipynb", "# in square units", "# in cm²")
+    edit(project/"nbs"/"00_shape.ipynb", "_unit = 1.0", "_unit = 2.0")
+    before = snapshot(project)
+    with pytest.raises(MlprojError) as error: sync(project)
+    said = str(error.value)
+    assert "--- nbs/geo/10_area.ipynb, cell 3" in said and "+++ tiny/geo/area.py" in said and "# in cm²" in said and "# in m²" in said and "nothing was touched" in said
+    assert snapshot(project) == before
+    assert any("changed on both sides" in line for line in check_sync(project))
+
+
+def test_the_same_change_on_both_sides_is_none(project):
+    edit(project/"tiny"/"geo"/"area.py", "# in square units", "# in m²")
+    edit(project/"nbs"/"geo"/"10_area.ipynb", "# in square units", "# in m²")
+    assert check_sync(project) == [] and sync(project) == []
+    edit(project/"tiny"/"geo"/"area.py", "# in m²", "# in km²")  # and the next export is measured from there
+    assert sync(project) == ["nbs/geo/10_area.ipynb"]
+
+
+def test_a_cell_deleted_in_the_module_is_said(project):
+    text = (project/"tiny"/"geo"/"area.py").read_text()
+    (project/"tiny"/"geo"/"area.py").write_text(text[:text.rindex("# %% ")])
+    before = snapshot(project)
+    with pytest.raises(MlprojError, match="the cell area-3 was deleted in the module; delete it in nbs/geo/10_area.ipynb, cell 3"): sync(project)
+    assert snapshot(project) == before
+
+
+def test_a_cell_written_by_hand_into_a_module_is_said(project):
+    path = project/"tiny"/"geo"/"area.py"
+    path.write_text(path.read_text() + "\n# %% ../../nbs/geo/10_area.ipynb #mine\nx = 1\n")
+    with pytest.raises(MlprojError, match="has a cell mine that its notebook has not"): sync(project)
+
+
+def test_cells_deleted_added_and_moved_in_the_notebook_are_exported(project):
+    nb = nbformat.read(project/"nbs"/"geo"/"10_area.ipynb", 4)
+    nb.cells = [*nb.cells[:3], new_code_cell("#| export\ndef edge(square): return 4*square.side", id="new"), nb.cells[4]]
+    nbformat.write(nb, project/"nbs"/"geo"/"10_area.ipynb")
+    assert "tiny/geo/area.py" in sync(project)
+    assert "def edge" in (project/"tiny"/"geo"/"area.py").read_text() and "def area" not in (project/"tiny"/"geo"/"area.py").read_text()
+    nb = nbformat.read(project/"nbs"/"geo"/"10_area.ipynb", 4)
+    nb.cells[3].source = "#| export shape\ndef edge(square): return 4*square.side"
+    nbformat.write(nb, project/"nbs"/"geo"/"10_area.ipynb")
+    sync(project)
+    assert "def edge" in (project/"tiny"/"shape.py").read_text() and check_sync(project) == []
+
+
+def test_in_a_fresh_clone_the_last_commit_decides(project):
+    git(project, "init", "-q")
+    (project/".gitignore").write_text(".mlproj/\n__pycache__/\n")
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "x")
+    (project/".mlproj"/"sync.json").unlink()
+    edit(project/"tiny"/"geo"/"area.py", "# in square units", "# in m²")
+    assert sync(project) == ["nbs/geo/10_area.ipynb"]
+    git(project, "commit", "-qam", "y")
+    (project/".mlproj"/"sync.json").unlink()
+    edit(project/"nbs"/"geo"/"10_area.ipynb", "# in m²", "# in square units")
+    assert sync(project) == ["tiny/geo/area.py"]
+
+
+def test_an_export_by_another_tool_does_not_confuse(project):
+    git(project, "init", "-q")
+    for path, old, new in [(project/"nbs"/"geo"/"10_area.ipynb", "# in square units", "# in m²"), (project/"tiny"/"geo"/"area.py", "# in square units", "# in m²")]: edit(path, old, new)
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "exported by nbdev_export")
+    edit(project/"tiny"/"geo"/"area.py", "# in m²", "# in km²")
+    assert sync(project) == ["nbs/geo/10_area.ipynb"]
+
+
+def test_without_any_earlier_text_both_sides_are_shown(project):
+    (project/".mlproj"/"sync.json").unlink()
+    edit(project/"tiny"/"geo"/"area.py", "# in square units", "# in m²")
+    with pytest.raises(MlprojError, match="changed in the notebook and in the module"): sync(project)
+
+
+def test_an_edited_orphan_is_not_deleted(project):
+    (project/"nbs"/"geo"/"10_area.ipynb").unlink()
+    edit(project/"tiny"/"geo"/"area.py", "# in square units", "# my work")
+    with pytest.raises(MlprojError, match="changed in the notebook and in the module"): sync(project)
+    assert "my work" in (project/"tiny"/"geo"/"area.py").read_text()
 
 
 def test_a_failing_notebook_keeps_its_old_outputs(project):
