@@ -17,6 +17,9 @@ extras["all"] = sorted({requirement for name, group in extras.items() if name no
 conf = ["mlproj.conf"] + [f"mlproj.conf.{path.relative_to(here / 'conf').as_posix().replace('/', '.')}"
                           for path in sorted((here / "conf").rglob("*")) if path.is_dir() and path.name != "__pycache__"]
 
+# What `mlproj new` renders, file by file: patterns leave out names that begin with a dot.
+template = [path.relative_to(here / "template").as_posix() for path in sorted((here / "template").rglob("*")) if path.is_file()]
+
 setup(
     name=cfg["lib_name"],
     version=cfg["version"],
@@ -30,10 +33,10 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=f">={cfg['min_python']}",
-    packages=find_packages(include=["mlproj", "mlproj.*"]) + conf + ["mlproj.reports"],
+    packages=find_packages(include=["mlproj", "mlproj.*"]) + conf + ["mlproj.reports", "mlproj.template"],
     # the report templates are notebooks: they stand with the notebooks, and in the package as mlproj.reports
-    package_dir={"mlproj.conf": "conf", "mlproj.reports": "nbs/reports"},
-    package_data={"mlproj.conf": ["*.yaml", "**/*.yaml"], "mlproj.reports": ["*.ipynb"]},
+    package_dir={"mlproj.conf": "conf", "mlproj.reports": "nbs/reports", "mlproj.template": "template"},
+    package_data={"mlproj.conf": ["*.yaml", "**/*.yaml"], "mlproj.reports": ["*.ipynb"], "mlproj.template": template},
     install_requires=cfg["requirements"].split(),
     extras_require=extras,
     entry_points={

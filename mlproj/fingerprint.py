@@ -530,6 +530,7 @@ def _search(self, name: str) -> Path | None:
     folders = self.folders if not package else []
     if above: folders = [above] if above.is_dir() else [above.parent]*(above.name == "__init__.py")
     for folder in folders:
+        if str(folder) in self.sites and name != "mlproj": continue  # where a wheel puts mlproj, all the others are, too
         if last in self.names(folder) and "__init__.py" in self.names(folder/last): return folder/last/"__init__.py"
         if f"{last}.py" in self.names(folder): return folder/f"{last}.py"
     if not package and self.installed(name): return None
