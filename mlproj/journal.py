@@ -7,7 +7,7 @@ __all__ = ['OPERATORS', 'SHOWN', 'facts', 'pick', 'runs_table', 'runs_text', 'du
            'period', 'journal']
 
 # %% ../nbs/06_journal.ipynb #6a481259
-import difflib, json, operator, os, platform, re
+import difflib, json, operator, platform, re
 from calendar import isleap, monthrange
 from collections.abc import Iterable, Iterator
 from datetime import datetime, time, timedelta, tzinfo
@@ -15,7 +15,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from types import SimpleNamespace
 
-from .ledger import Ledger, Run, append_line, read_lines, utc_now
+from .ledger import Ledger, Run, alive, append_line, read_lines, utc_now
 from .project import MlprojError, aligned, leaves
 
 # %% ../nbs/06_journal.ipynb #f25963bc
@@ -45,11 +45,7 @@ def _model(config: dict) -> str | None:
 
 def _alive(started: dict) -> bool:
     "Whether the process of a run still works, as far as this machine can tell."
-    if started.get("host") != platform.node() or "pid" not in started: return False
-    try: os.kill(started["pid"], 0)
-    except ProcessLookupError: return False
-    except PermissionError: pass  # another user's
-    return True
+    return started.get("host") == platform.node() and "pid" in started and alive(started["pid"], datetime.fromisoformat(started["at"]))
 
 def _why(run: Run, started: dict, stages: list[dict], finished: dict) -> str:
     "In a few words: what the gate said, the error, where it stopped, or why it was not all in the cache."

@@ -6,9 +6,9 @@
 __all__ = ['SEVERITIES', 'DTYPES', 'COLUMN_RULES', 'ALLOWED', 'LONGEST', 'TABLE_RULES', 'Span', 'VOCABULARY', 'FEW_SHAPES',
            'MOSTLY_EMPTY', 'HEADER', 'BLOCK', 'EXACT', 'Column', 'in_polars', 'RowRule', 'Judge', 'parse_rule',
            'JoinRule', 'TableRules', 'length_of_time', 'span_of', 'Contract', 'pattern_of', 'FullDays', 'full_days',
-           'infer_contract', 'contract_yaml', 'contract_from_yaml', 'save_contract', 'load_contract', 'kind_in_polars',
-           'fits', 'misfit', 'Change', 'diff_contracts', 'relax', 'pack', 'number_columns', 'side_by_side',
-           'RequestReader', 'MalformedError', 'json_schema', 'example_row']
+           'infer_contract', 'contract_yaml', 'contract_from_yaml', 'save_contract', 'load_contract', 'contract_html',
+           'kind_in_polars', 'fits', 'misfit', 'Change', 'diff_contracts', 'relax', 'pack', 'number_columns',
+           'side_by_side', 'RequestReader', 'MalformedError', 'json_schema', 'example_row']
 
 # %% ../../nbs/data/12_contract.ipynb #f7c4a759
 import ast
@@ -28,7 +28,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from ..project import ConfigError, ContractError, DataError, write_atomic
+from ..project import ConfigError, ContractError, DataError, html_table, write_atomic
 
 # %% ../../nbs/data/12_contract.ipynb #54170e6c
 SEVERITIES = ("warn", "quarantine", "refuse")  # from mild to hard
@@ -666,6 +666,26 @@ def load_contract(path) -> Contract:
     try: text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error: raise ConfigError("cannot be read", path, str(error)) from None
     return contract_from_yaml(text, str(path))
+
+# %% ../../nbs/data/12_contract.ipynb #83cf7d36
+def contract_html(contract: Contract) -> str:
+    "A contract as HTML tables: columns, then rules for rows and for the whole table."
+    roles = lambda name: [role for role, names in (("label", [contract.label]), ("time", [contract.time]), ("key", contract.key), ("feature", contract.features)) if name in names]
+    severity = lambda c, rule: "" if c.at(rule) == "quarantine" else f" ({dict(warn='warns', refuse='refuses')[c.at(rule)]})"
+    def allowed(c: Column) -> str:
+        said = [f"{c.min if c.min is not None else ''} to {c.max if c.max is not None else ''}{severity(c, 'max')}"]*((c.min, c.max) != (None, None))
+        if c.values: said.append(", ".join(c.values[:6]) + (f", … ({len(c.values)} values)" if len(c.values) > 6 else "") + severity(c, "values"))
+        if c.pattern: said.append(f"pattern {c.pattern}{severity(c, 'pattern')}")
+        return "; ".join(said)
+    def missing(c: Column) -> str: return f"at most {c.missing:.1%}" if c.nullable and c.missing is not None else "allowed" if c.nullable else "no" + severity(c, "nullable")
+    columns = [(c.name, ", ".join(roles(c.name)), c.kind + f" of {c.length}"*bool(c.length), c.unit, missing(c), allowed(c), c.description) for c in contract.columns.values()]
+    t, span = contract.table, lambda s: f"{s[0] if s[0] is not None else 'any'} to {s[1] if s[1] is not None else 'any'}"
+    whole = [("rows", span(t.rows))]*bool(t.rows) + [("rows of a day", span(t.volume))]*bool(t.volume) + [("newest row", f"at most {t.freshness} old")]*bool(t.freshness)
+    whole += [("key", "unique")]*t.unique + [("set aside", f"at most {t.quarantined:.0%}")] + [(f"each row ({r.severity})", r.rule) for r in contract.rows]
+    head = ("column", "role", "kind", "unit", "missing", "allowed", "")
+    return html_table(columns, head) + html_table(whole)
+
+Contract._repr_html_ = contract_html
 
 # %% ../../nbs/data/12_contract.ipynb #eb47eb27
 def kind_in_polars(dtype) -> str:

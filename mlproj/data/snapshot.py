@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from ..project import DataError
+from ..project import DataError, html_table
 
 # %% ../../nbs/data/10_snapshot.ipynb #7c825d85
 def _buffers(series: pl.Series):
@@ -92,6 +92,12 @@ class Snapshot:
         return frame
 
     def __str__(self): return f"v{self.version} sha256:{self.digest[:12]}"
+
+    def _repr_html_(self) -> str:
+        "What it is, and its first rows, if they can be read."
+        about = html_table([("table", self.uri), ("version", self.version), ("SHA-256", self.digest), ("size", f"{self.rows:,} rows, {self.columns} columns")])
+        try: return about + self.read().head().collect()._repr_html_()
+        except (DataError, pl.exceptions.PolarsError, OSError) as error: return about + html_table([(f"cannot be read: {error}",)])
 
 # %% ../../nbs/data/10_snapshot.ipynb #18ebfb57
 def take_snapshot(frame: pl.DataFrame, uri) -> Snapshot:

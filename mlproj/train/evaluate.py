@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from ..data.task import Task
-from ..project import ConfigError, DataError, GateError, aligned, write_json
+from ..project import ConfigError, DataError, GateError, Svg, aligned, html_table, write_json
 
 # %% ../../nbs/train/24_evaluate.ipynb #9533d7aa
 METRICS = dict(binary=("average_precision", "roc_auc", "brier"), multiclass=("log_loss", "accuracy", "macro_f1"),
@@ -236,11 +236,20 @@ def scorecard_rows(card: Scorecard) -> list[tuple[str, ...]]:
             for part, metrics in card.metrics.items() for metric, m in metrics.items()]
 
 # %% ../../nbs/train/24_evaluate.ipynb #462bb4ab
+def _gain_plot(metric: str, gain: dict, width: int = 120, height: int = 18) -> Svg:
+    "The interval of a gain as a line beside zero, with its value as a point: green where all of it is better, red where all is worse, else grey."
+    low, high, better = gain["low"], gain["high"], higher_is_better(metric)
+    colour = "#808890" if better is None or low <= 0 <= high else "#2f9e5b" if (low > 0) == better else "#cf4a3f"
+    end, middle = max(abs(low), abs(high)) or 1, height/2
+    x = lambda value: f"{width/2 + value/end*(width/2 - 4):.1f}"
+    return Svg(f'<svg width="{width}" height="{height}"><line x1="{width/2}" x2="{width/2}" y1="0" y2="{height}" stroke="currentColor" opacity=".5"/>'
+               f'<line x1="{x(low)}" x2="{x(high)}" y1="{middle}" y2="{middle}" stroke="{colour}" stroke-width="3"/>'
+               f'<circle cx="{x(gain["value"])}" cy="{middle}" r="4" fill="{colour}"/></svg>')
+
 def scorecard_html(card: Scorecard) -> str:
-    "The metrics as an HTML table."
-    head = "".join(f"<th>{h}</th>" for h in HEAD)
-    return (f"<table><tr>{head}</tr>"
-            + "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in scorecard_rows(card)) + "</table>")
+    "The metrics as an HTML table, each gain with its interval beside zero."
+    plots = [_gain_plot(metric, m["gain"]) for metrics in card.metrics.values() for metric, m in metrics.items()]
+    return html_table([(*row, plot) for row, plot in zip(scorecard_rows(card), plots)], (*HEAD, "worse or better than 0"))
 
 def scorecard_text(card: Scorecard) -> str:
     "The metrics as an aligned text table, the head in its first line."
