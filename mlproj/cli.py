@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'SWEEP', 'HYDRA', 'contract_app', 'CONTRACT', 'REFERENCE', 'MODEL', 'TARGETS', 'RUN', 'run', 'serve', 'status',
            'promote', 'rollback', 'profile', 'check', 'diff', 'relax', 'show', 'score', 'export', 'runs', 'journal',
-           'note', 'compare', 'reproduce', 'bisect', 'vacuum', 'report', 'sync', 'main']
+           'note', 'compare', 'reproduce', 'bisect', 'vacuum', 'new', 'update', 'notebook', 'report', 'sync',
+           'open_cell', 'doctor', 'main']
 
 # %% ../nbs/52_cli.ipynb #04e960e1
 import os, re, signal, sys
@@ -29,40 +30,50 @@ def _check_flags(args) -> bool:
             raise ConfigError(f"option {arg!r} is unknown", "mlproj run", f"an override has no dashes: {arg.lstrip('-')}")
     return any(a in SWEEP for a in args)
 
-def _in_short(text: str) -> str:
-    "Hydra's message without its advice to add unknown keys, which would be refused, and without its internals."
-    text = re.sub(r"To append to your config use \S+|full_key: \S*|object_type=\S*|"
-                  r"See https?://\S+( for details)?|Config search path:.*", "", text, flags=re.S)
-    return " ".join(text.split()).rstrip(".")
-
 # %% ../nbs/52_cli.ipynb #5f064669
 @app.command(context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
 def run(ctx: typer.Context, fresh: bool = typer.Option(False, help="Take nothing from the cache"), until: str = typer.Option("", help="The last stage, such as evaluate"),
         resolved: str = typer.Option("", "--recipe", help="A JSON file with a resolved config, as reproduce and bisect write it")):
     """From raw files to a registered model, with a report. Overrides follow: mlproj run train.max_epochs=3; a sweep: mlproj run -m seed=0,1,2"""
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from mlproj.config import as_config, conf_folder, own_groups
+    from mlproj.config import as_config
     from mlproj.pipeline import run as run_pipeline
     command, recipe = ["mlproj", "run", *sys.argv[2:]], dict(fresh=fresh, until=until or None)
     if resolved: return _again(resolved, command)
-    folder, failed = conf_folder(), []
     sweep = _check_flags(ctx.args)
-    # errors come to us, and not to Hydra's printer; its parser wants -m before the overrides
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    sys.argv = ["run", *["-m"]*sweep, *own_groups(), *(a for a in ctx.args if a not in SWEEP)]
+    _composed(lambda cfg: _closing(run_pipeline(as_config(cfg), render=_render, command=command, recipe=recipe), sweep), ctx.args)
 
-    def task(cfg):
-        try: _closing(run_pipeline(as_config(cfg), render=_render, command=command, recipe=recipe), sweep)
-        except Exception as error: failed.append(error)  # what Hydra catches it prints; and a sweep goes on
-    try: hydra.main(version_base="1.3", config_path=str(folder) if folder else "pkg://mlproj.conf", config_name="config")(task)()
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # of composing; errors of stages are in `failed`
-        raise ConfigError(_in_short(str(error)),
+# %% ../nbs/52_cli.ipynb #30375c62
+def _composed(task, args: list[str]) -> None:
+    "Call `task(cfg)` with the config that the arguments describe; in a sweep with each. Raises `ConfigError` for what cannot be composed, and what the task raises: a sweep goes on, and the first error comes last."
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from mlproj.config import compose_once
+    try:
+        cfg = None if any(a.startswith("-") for a in args) else compose_once(args)
+        failed = _hydra_main(task, args) if cfg is None else []
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # of composing; errors of the task are in `failed`
+        from mlproj.sweep import in_short
+        raise ConfigError(in_short(str(error)),
                           f"override {error.override!r}" if getattr(error, "override", None) else "config",
                           "keys and groups stand in conf/") from None
+    if cfg is not None: return task(cfg)
     for error in failed[1:]: print(f"mlproj: {error}", file=sys.stderr)
     if failed: raise failed[0]
+
+def _hydra_main(task, args: list[str]) -> list[Exception]:
+    "Sweeps, launchers, and Hydra's own flags. Returns what the task raised."
+    import hydra
+    from mlproj.config import conf_folder, own_groups
+    folder, failed = conf_folder(), []
+    # errors come to us, and not to Hydra's printer; its parser wants -m before the overrides
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["run", *["-m"]*any(a in SWEEP for a in args), *own_groups(), *(a for a in args if a not in SWEEP)]
+
+    def guarded(cfg):
+        try: task(cfg)
+        except Exception as error: failed.append(error)  # what Hydra catches it prints; and a sweep goes on
+    hydra.main(version_base="1.3", config_path=str(folder) if folder else "pkg://mlproj.conf", config_name="config")(guarded)()
+    return failed
 
 # %% ../nbs/52_cli.ipynb #399a67cf
 def _again(path: str, command: list[str]) -> None:
@@ -166,11 +177,14 @@ def _columns(text: str) -> list[str]:
 @app.command()
 def profile(file: str = typer.Argument(help="Parquet, CSV, Arrow, JSON lines, or a folder: of Parquet files, of a Delta table"),
             key: str = typer.Option("", help="Columns, with commas, whose combination should occur once"),
-            as_json: bool = typer.Option(False, "--json", help="Everything that was counted, for scripts")):
+            as_json: bool = typer.Option(False, "--json", help="Everything that was counted, for scripts"), html: bool = typer.Option(False, "--html", help="Write it as a page")):
     "What is in a table: missing values, ranges, shapes, gaps, and what deserves a look."
     from mlproj.data.profile import Profile, profile_json
     from mlproj.data.source import scan_table
     names, table = _columns(key), scan_table(file)
+    if html:
+        from mlproj.report import render_profile
+        with _reading(file): return print(os.path.relpath(render_profile(file, key=names)))
     with _reading(file), _progress() as bar:
         task = bar.add_task("counting", total=len(table.collect_schema()))
         found = Profile.of(table, names, lambda name: bar.advance(task))
@@ -428,22 +442,74 @@ def vacuum(table: str = typer.Argument(help="The name of the data, such as fligh
     print(clear(uri, pinned_versions([*bundles, *made], uri), hours, dry_run))
 
 # %% ../nbs/52_cli.ipynb #61a64779
+def _ask(question: str, choices: list[str], default: str) -> str:
+    "Ask a person."
+    import click
+    return typer.prompt(question, default=default or None, type=click.Choice(choices) if choices else str, show_choices=len(choices) <= 12, err=True)
+
 @app.command()
-def report(run: str = typer.Argument("latest", help=RUN)):
-    "Render the model card of a run, for people who do not read code."
-    from mlproj.report import render
-    print(os.path.relpath(render(_ledger().get(run))))
+def new(folder: str = typer.Argument(help="A new folder; its name is the name of the package"), data: str = typer.Option("", help="Begin with this table: CSV or Parquet"),
+        label: str = typer.Option("", help="The column to predict"), when: str = typer.Option("", "--time", help="The column that orders the rows"),
+        key: str = typer.Option("", help="Columns, with commas, that make a row one event")):
+    "Make a project, in its own git repository, ready to run."
+    from pathlib import Path
+    from mlproj.new import new as new_project
+    new_project(Path(folder), data, label, when, tuple(_columns(key)), _ask if sys.stdin.isatty() else None)
+
+@app.command()
+def update():
+    "Bring what a newer mlproj makes better in new projects into this one; your changes stay."
+    from mlproj.new import update as update_project
+    update_project(Project.find())
+
+# %% ../nbs/52_cli.ipynb #d0401e83
+@app.command(context_settings=dict(allow_extra_args=True, ignore_unknown_options=True))
+def notebook(ctx: typer.Context, path: str = typer.Argument(help="The notebook; its parameters follow: lr=0.1; a sweep: -m lr=0.1,0.2")):
+    "Run a notebook with parameters, and keep it with its page and its outputs."
+    from mlproj.sweep import sweep_notebook
+    sweep_notebook(path, ctx.args, Project.find())
+
+# %% ../nbs/52_cli.ipynb #c45fcb43
+@app.command()
+def report(run: str = typer.Argument("latest", help=f"{RUN}; with --data also a model (flights@champion)"), template: str = typer.Option("", help="A report notebook of your own"),
+           data: str = typer.Option("", help="A new table: how it differs from what the model was trained on")):
+    "Render the model card of a run, for people who do not read code; or what a new table looks like to a model."
+    from mlproj import report as reports
+    print(os.path.relpath(reports.render_monitoring(run, data) if data else reports.render(_ledger().get(run), template or None)))
 
 @app.command()
 def sync(check: bool = typer.Option(False, help="Only say what differs; exit with 1 if anything does"),
          execute: bool = typer.Option(False, help="Run the notebooks first, and keep their outputs")):
-    "Export the notebooks to their modules and clean them."
+    "Carry changes between notebooks and modules, cell by cell, and clean the notebooks."
     from mlproj.notebook import check_sync, sync as sync_notebooks
     root = Project.find().root
-    if not check: sync_notebooks(root, run=execute)
+    if not check:
+        for name in sync_notebooks(root, run=execute): print(f"{name}: written")
     elif differences := check_sync(root):
         print(*differences, sep="\n")
         raise MlprojError(f"{len(differences)} differences between notebooks and modules", root, "carry them over: mlproj sync")
+
+@app.command("open")
+def open_cell(where: str = typer.Argument(help="A line of a module: mlproj/data/contract.py:120")):
+    "Which notebook and cell a line of an exported module comes from."
+    from mlproj.place import find_place
+    place = find_place(where, Project.find().root)
+    print(f"{place}\n\n{place.source}")
+
+# %% ../nbs/52_cli.ipynb #0e70ff1c
+@app.command()
+def doctor(fix: bool = typer.Option(False, help="Mend what can be mended without a question"), as_json: bool = typer.Option(False, "--json")):
+    "What is wrong with this environment or checkout, and the command that mends it; exit with 1 for what would break a run."
+    from dataclasses import asdict
+    from mlproj.doctor import examine, findings_text, mend
+    from mlproj.project import to_json
+    project = Project.find()
+    found = examine(project)
+    if fix and (done := mend(found, project)):
+        print(*done, sep="\n", file=sys.stderr)
+        found = examine(project)
+    print(to_json([asdict(f) for f in found]) if as_json else findings_text(found))
+    if broken := [f.name for f in found if f.status == "error"]: raise MlprojError("would break a run: " + ", ".join(broken), hint="the commands stand above")
 
 # %% ../nbs/52_cli.ipynb #91c1f8a0
 def _terminated(signum, frame): raise SystemExit(128 + signum)
@@ -459,7 +525,10 @@ def main() -> None:
         code = _fail(f"mlproj: {error.filename or 'disk'}: {error.strerror or error}; "
                      "check the path, its permissions and the space on the disk", 1)
     except Exception as error:
-        if not hasattr(error, "format_message"): raise  # what Click raises for a wrong command line
+        if not hasattr(error, "format_message"):  # else Click's, for a wrong command line
+            from mlproj.place import install_excepthook
+            install_excepthook()  # the traceback of a bug names notebooks and cells
+            raise
         code = _fail(f"mlproj: {error.format_message()}", getattr(error, "exit_code", 2))
     if code in (130, 143):
         _fail("mlproj: " + {130: "interrupted", 143: "terminated"}[code]

@@ -118,6 +118,7 @@ class RunConfig:
     registry: RegistryConfig
     seed: int
     cost: CostConfig = field(default_factory=CostConfig)
+    notebooks: list[dict[str, Any]] = field(default_factory=list)
 
 # %% ../nbs/49_config.ipynb #c757afaf
 def as_config(cfg) -> RunConfig:
@@ -138,6 +139,17 @@ def check_config(config: RunConfig) -> None:
     _check_columns(config)
     for key, section in {"baseline": config.baseline, "model": config.model, "data.source": config.data.source, "data.function": config.data.function}.items():
         if section: target(section, key)
+    _check_notebooks(config)
+
+def _check_notebooks(config: RunConfig) -> None:
+    "Raise `ConfigError` for a notebook that is not there, or that does not take what it is given."
+    from mlproj.notebook_run import parameters_of, resolve
+    root, stems = Project.find().root, [Path(str(given.get("path"))).stem for given in config.notebooks]
+    for i, given in enumerate(config.notebooks):
+        if given.keys() - {"path", "parameters"} or not (root/str(given.get("path"))).is_file():
+            raise ConfigError(f"{given.get('path')!r} is no notebook of the project", f"notebooks[{i}]", "{path: nbs/NAME.ipynb, parameters: {name: value}}")
+        if stems.count(stems[i]) > 1: raise ConfigError(f"two notebooks are called {stems[i]}", f"notebooks[{i}]", "their outputs go to folders of their names")
+        resolve(given.get("parameters", {}), parameters_of(root/given["path"]), given["path"])
 
 def checked(cfg) -> RunConfig:
     "A config that a run may begin with: `as_config`, then `check_config`."

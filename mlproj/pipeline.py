@@ -8,8 +8,8 @@ __all__ = ['ROLES', 'STAGES', 'GIVERS', 'ARGUMENTS', 'Console', 'Stage', 'View',
            'make_features', 'load_features', 'make_baseline', 'load_baseline', 'make_train', 'load_train',
            'make_calibrate', 'load_calibrate', 'asks_for_calibration', 'make_evaluate', 'load_evaluate', 'make_gate',
            'load_gate', 'make_bundle', 'load_bundle', 'export_int8', 'make_registry', 'make_report', 'place_report',
-           'freshness', 'put_back', 'table_is_gone', 'templates', 'Context', 'stage_fingerprint', 'key_of', 'run_stage',
-           'run']
+           'make_notebooks', 'freshness', 'put_back', 'table_is_gone', 'templates', 'Context', 'stage_fingerprint',
+           'key_of', 'run_stage', 'run']
 
 # %% ../nbs/50_pipeline.ipynb #98d730e0
 import json, resource, shutil, sys, tempfile, time
@@ -676,6 +676,17 @@ def place_report(c) -> None:
     page = c.run.path/"report.html"
     if not page.exists(): link_file(c.run.stage_folder("report")/"report.html", page)
 
+# %% ../nbs/50_pipeline.ipynb #44e2c236
+def make_notebooks(c, folder, figures, said):
+    "Run the user's notebooks, and keep what each made in a folder of its name."
+    from mlproj.notebook_run import parameters_of, run_notebook
+    for given in c.config.notebooks:
+        path = c.project.root/given["path"]
+        own = {name: value for name, value in dict(config=c.context.plain, run=str(c.run.path)).items() if name in parameters_of(path)}
+        made = run_notebook(path, own | given.get("parameters", {}), c.project, say=lambda text: None)
+        shutil.copytree(made, folder/path.stem)
+    said.append(", ".join(Path(given["path"]).stem for given in c.config.notebooks))
+
 # %% ../nbs/50_pipeline.ipynb #aa8e5b5f
 def freshness(c) -> str:
     "The reason why the contract is looked at in each run, if it has a rule that reads the clock."
@@ -725,7 +736,8 @@ STAGES = (
           place=shutil.copy2),  # a bundle's files have one name: what another name changes, nobody notices
     Stage("registry", make_registry, (), ("gate", "bundle"), ("data.name", "registry"), effect=True),
     Stage("report", make_report, (), ("data", "contract", "audit", "evaluate", "gate", "bundle"), ("data", "model", "split", "task"), after=place_report,
-          when=lambda c: c.render is not None, roots=lambda c: ["mlproj.report.render"], more_files=templates))
+          when=lambda c: c.render is not None, roots=lambda c: ["mlproj.report.render"], more_files=templates),
+    Stage("notebooks", make_notebooks, (), ("data", "evaluate"), ("notebooks",), when=lambda c: bool(c.config.notebooks), always=lambda c: "a notebook may read anything"))
 GIVERS = {name: stage for stage in STAGES for name in stage.gives}
 
 # %% ../nbs/50_pipeline.ipynb #205e134f
@@ -986,7 +998,7 @@ def run(config: RunConfig, project: Project | None = None, render=None, console:
     try:
         c.first, _given(c)
         code = _write_code(c)
-        ledger_run.record("criteria", criteria=config.gate.criteria)
+        ledger_run.record("criteria", criteria=config.gate.criteria, stages=[s.name for s in c.stages])
         for each in c.stages:
             run_stage(c, each)
             if each.name == "data": _write_down(c, code)  # the data are known: so is all that the result depends on

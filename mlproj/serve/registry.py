@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from ..project import RegistryError, fsync_folder, to_json, write_atomic
+from ..project import Project, RegistryError, fsync_folder, to_json, write_atomic
 
 # %% ../../nbs/serve/31_registry.ipynb #6e00e0a5
 LEGAL = re.compile(r"[a-z0-9](?:[-._a-z0-9]{0,61}[a-z0-9])?")  # what BentoML takes for a name or a version
@@ -186,6 +186,7 @@ def _parse(self, ref: str | None) -> tuple[str, str, str]:
     "(name, '@' or ':', alias or version) of a reference."
     if ref is None:
         crowned = [n for n in self.names() if self.champion(n)]
+        if (own := Project.find().name) in crowned: crowned = [own]
         if len(crowned) > 1: raise RegistryError("several models have a champion", hint="name one: " + ", ".join(f"{n}@champion" for n in crowned))
         ref = crowned[0] if crowned else next(iter(self.names()), "model")
     sign = next((s for s in "@:" if s in ref), "@")
