@@ -31,7 +31,8 @@ sync: .venv/.stamp
 	@$(BIN)/mlproj sync $(ARGS)
 
 lab: .venv/.stamp
-	@$(BIN)/jupyter lab nbs
+	@$(BIN)/python -c 'from mlproj.doctor import register_kernel; register_kernel()'
+	@$(BIN)/jupyter lab nbs/examples/flights.ipynb $(ARGS)
 
 serve: .venv/.stamp
 	@$(BIN)/mlproj serve $(ARGS)

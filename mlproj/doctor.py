@@ -7,7 +7,7 @@ __all__ = ['DRIVERS', 'SPACE', 'LITTLE', 'MEMORY', 'TIGHT', 'CHECKS', 'Finding',
            'check_import', 'check_command', 'check_names', 'pins', 'check_pins', 'check_requirements', 'torch_build',
            'gpus', 'check_torch', 'check_kernel', 'check_git', 'check_exports', 'places', 'check_places', 'check_disk',
            'check_clock', 'cores', 'check_threads', 'check_memory', 'check_ports', 'check_tracking', 'examine',
-           'findings_text', 'mend']
+           'findings_text', 'mend', 'register_kernel']
 
 # %% ../nbs/39_doctor.ipynb #7320948b
 import importlib.metadata, importlib.util, json, os, platform, re, shutil, socket, subprocess, sys, tempfile, threading
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from .fingerprint import environment
 from .ledger import Ledger, utc_now
-from .project import MlprojError, Project
+from .project import MlprojError, Project, read_json, write_json
 
 # %% ../nbs/39_doctor.ipynb #7e6dbac8
 @dataclass(frozen=True)
@@ -455,9 +455,14 @@ def mend(findings: list[Finding], project: Project) -> list[str]:
     if "git" in wrong and wrong["git"].mend == "mlproj doctor --fix":
         from mlproj.merge import install_git
         done += install_git(project.root)
-    if "kernel" in wrong:
-        ran = subprocess.run([sys.executable, "-m", "ipykernel", "install", "--sys-prefix"], capture_output=True, text=True)
-        said = ran.stderr.strip().splitlines() or ["ipykernel failed"]
-        if ran.returncode: raise MlprojError(said[-1], "kernel", wrong["kernel"].mend)
-        done.append(f"kernel python3 registered in {sys.prefix}")
+    if "kernel" in wrong: done.append(f"kernel python3 registered: {register_kernel()}")
     return done
+
+def register_kernel(prefix: str = sys.prefix) -> Path:
+    "Register this Python as the kernel python3 in an environment, by default its own; tracebacks name notebook and cell. Returns the kernel's folder. Raises `MlprojError`."
+    ran = subprocess.run([sys.executable, "-m", "ipykernel", "install", "--prefix", prefix], capture_output=True, text=True)
+    if ran.returncode: raise MlprojError((ran.stderr.strip().splitlines() or ["ipykernel failed"])[-1], "kernel", f"{sys.executable} -m ipykernel install --prefix {prefix}")
+    folder = Path(prefix)/"share"/"jupyter"/"kernels"/"python3"
+    spec = read_json(folder/"kernel.json")
+    write_json(folder/"kernel.json", spec | dict(argv=[*spec["argv"], "--ext=mlproj.place"]))
+    return folder
