@@ -525,11 +525,11 @@ def main() -> None:
         code = _fail(f"mlproj: {error.filename or 'disk'}: {error.strerror or error}; "
                      "check the path, its permissions and the space on the disk", 1)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # else Click's, for a wrong command line
-            from mlproj.place import install_excepthook
-            install_excepthook()  # the traceback of a bug names notebooks and cells
-            raise
-        code = _fail(f"mlproj: {error.format_message()}", getattr(error, "exit_code", 2))
+        if hasattr(error, "format_message"): code = _fail(f"mlproj: {error.format_message()}", getattr(error, "exit_code", 2))  # Click's, for a wrong command line
+        else:
+            from mlproj.place import format_exception
+            sys.stderr.write(format_exception(type(error), error, error.__traceback__))  # of a bug: it names notebooks and cells
+            code = 1
     if code in (130, 143):
         _fail("mlproj: " + {130: "interrupted", 143: "terminated"}[code]
               + "; nothing is half-written", code)

@@ -686,6 +686,7 @@ def make_notebooks(c, folder, figures, said):
         made = run_notebook(path, own | given.get("parameters", {}), c.project, say=lambda text: None)
         shutil.copytree(made, folder/path.stem)
     said.append(", ".join(Path(given["path"]).stem for given in c.config.notebooks))
+    return {}
 
 # %% ../nbs/50_pipeline.ipynb #aa8e5b5f
 def freshness(c) -> str:

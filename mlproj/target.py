@@ -51,7 +51,8 @@ def guarded(action, where: str):
         raise ConfigError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", where, _raised_in(error)) from error
 
 def _raised_in(error: Exception) -> str:
-    "Where, in words: the innermost line that is not of an installed package, if there is one."
+    "Where, in words: the innermost line that is not of an installed package, if there is one; notebook and cell, if it was exported from one."
+    from mlproj.place import place_of
     frames = traceback.extract_tb(error.__traceback__)[::-1]
     frame = next((f for f in frames if "site-packages" not in f.filename and "importlib" not in f.filename), frames[0])
-    return f"raised in {frame.filename}, line {frame.lineno}"
+    return f"raised in {place_of(Path(frame.filename), frame.lineno or 0) or f'{frame.filename}, line {frame.lineno}'}"

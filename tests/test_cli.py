@@ -1,5 +1,6 @@
 "The commands of a packaged model, as processes: which bundle is meant, and one line for whatever is wrong with it."
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,3 +40,15 @@ def test_a_bundle_that_is_damaged_is_one_line(tmp_path, command):
     code, out, err = mlproj(tmp_path, *command, bundle)
     assert code == 1 and not out and "model.onnx: is not what the manifest says" in err and err.count("\n") == 1
     assert sorted(os.listdir(tmp_path)) == ["b", "in.parquet"]
+
+
+def test_an_error_in_an_exported_function_names_its_notebook_and_cell(mlproj):
+    (mlproj.folder/"broken.py").write_text("from mlproj.examples.flights import schedule\ndef table(folder=None, fraction=1.0): return schedule(None)\n")
+    done = mlproj("run", "data.source._target_=broken.table", "tracking=disabled", f"data.contract={mlproj.contract}")
+    assert done.returncode == 1 and re.search(r"data\.source: .*; raised in nbs/examples/flights\.ipynb, cell \d+, line \d+$", done.stderr), done.stderr
+
+
+def test_the_traceback_of_a_bug_names_notebook_and_cell(mlproj):
+    code = "import mlproj.report, mlproj.cli, sys\nmlproj.report.render = lambda *a: mlproj.report.say_number('x')\nsys.argv = ['mlproj', 'report']\nmlproj.cli._ledger = lambda: type('L', (), dict(get=lambda self, run: run))()\nmlproj.cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], env=mlproj.env, capture_output=True, text=True)
+    assert done.returncode == 1 and re.search(r"in say_number  \(nbs/51_report\.ipynb, cell \d+, line \d+\)\n[\s\S]*TypeError", done.stderr), done.stderr

@@ -5,6 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from projects import GitProject
 from mlproj.notebook_run import Failure, execute_with, parameters_of, run_notebook
 from mlproj.project import ConfigError, MlprojError, Project
 from mlproj.sweep import sweep_notebook
@@ -167,3 +168,15 @@ def test_two_runs_at_once_do_not_meet(project):
         threads.append((lr, process))
     for lr, process in threads: found[lr] = nbformat.read(Path(process.communicate(timeout=60)[0].strip())/"output.ipynb", 4).cells[2].outputs[0].text
     assert found == {1.: "1.0\n", 2.: "2.0\n"}
+
+
+def test_notebooks_of_the_config_follow_a_run(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLPROJ_STORE", raising=False)
+    made = GitProject.make(tmp_path/"made")
+    write(made.project, "#| outputs: worst.csv\nimport json; from pathlib import Path", "card = json.loads((Path(run)/'stages'/'evaluate'/'scorecard.json').read_text())",
+          "Path(run_folder, 'worst.csv').write_text('slice\\n' + '\\n'.join(s['value'] for s in card['slices'][:limit]))", parameters="run: str = ''\nrun_folder: str = ''\nlimit: int = 3")
+    given = lambda limit: f"notebooks=[{{path: nbs/late.ipynb, parameters: {{limit: {limit}}}}}]"
+    folder = made.run("evaluate.slices=[carrier]", given(2), "--until", "notebooks").stage_folder("notebooks")
+    assert len((folder/"late"/"worst.csv").read_text().splitlines()) == 3 and (folder/"late"/"output.html").exists()
+    with pytest.raises(AssertionError, match="parameter limit"): made.run("evaluate.slices=[carrier]", "seed=3", given("many"), "--until", "notebooks")
+    assert not any(e["stage"] == "train" for e in made.ledger.get().events("stage"))  # refused before anything is trained
