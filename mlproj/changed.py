@@ -16,6 +16,7 @@ import pytest
 
 # %% ../nbs/05_changed.ipynb #b40a121e
 _LOADERS = re.compile(r"\b(import_module|__import__|run_module|instantiate|get_class|get_method|get_object|resolve_name|run_path)\b")
+_OUTSIDE = re.compile(r"""(?<![\w./])(?:/|~/|(?:\.\./)+)[^\s"',\]}]+""")  # paths in YAML that leave the project
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
 
 def _named(source: str, package: str = "") -> dict[str, set[str]]:
@@ -58,12 +59,20 @@ def _facts(data: bytes, found: dict, text: str) -> dict:
 _LEFT = {"__pycache__", "build", "dist", "wandb", "outputs", "multirun", "lightning_logs", "node_modules", "_docs", "_proc"}
 _PROSE = {".md", ".rst", ".py", ".ipynb", ".css", ".js", ".sh", ".log", "Makefile", "LICENSE", "Dockerfile"}  # these count for who opens them
 
+def _leads_out(folder: str, root: Path, linked: set) -> bool:
+    "Is it a folder, or a link to one that is not walked yet: data may be on another disk."
+    if not os.path.islink(folder): return True
+    real, home = Path(os.path.realpath(folder)), Path(os.path.realpath(root))
+    if real in linked or real.is_relative_to(home) or home.is_relative_to(real): return False
+    linked.add(real)
+    return True
+
 def _tree(root: Path) -> list[str]:
     "The files below a folder, by their path from it."
-    found = []
-    for folder, folders, names in os.walk(root):
+    found, linked = [], set()
+    for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = [f for f in folders if f[0] != "." and f not in _LEFT and not f.endswith(".egg-info")
-                      and not os.path.exists(os.path.join(folder, f, "pyvenv.cfg"))]
+                      and not os.path.exists(os.path.join(folder, f, "pyvenv.cfg")) and _leads_out(os.path.join(folder, f), root, linked)]
         found += [os.path.relpath(os.path.join(folder, name), root) for name in names if name[0] != "." and not name.endswith((".pyc", "~"))]
     return sorted(found)
 
@@ -146,6 +155,7 @@ def _closure(self, notebook: str) -> set[str]:
     "The modules of ours that a notebook may run, by file, and files elsewhere that a text in them names."
     found, loads = {f for f in self.files if Path(f).name == "conftest.py" and Path(f).parent in Path(notebook).parents}, False
     todo = [notebook, *found]
+    found |= self.elsewhere(notebook, sorted({*_OUTSIDE.findall(self.configs())}))
     while todo:
         name = todo.pop()
         if not name.endswith((".py", ".ipynb")): continue
@@ -168,12 +178,14 @@ def _elsewhere(self, notebook: str, paths: list[str]) -> set[str]:
 
 def _in_configs(self) -> list[str]:
     "The modules of ours that the YAML files name."
-    if not hasattr(self, "configured"):
-        texts = [(self.root/f).read_text(encoding="utf-8", errors="replace") for f in self.files if f.endswith((".yaml", ".yml"))]
-        self.configured = sorted({n for text in texts for n in _DOTTED.findall(text) if n.partition(".")[0] in self.own})
-    return self.configured
+    return sorted({n for n in _DOTTED.findall(self.configs()) if n.partition(".")[0] in self.own})
 
-Dependencies.elsewhere, Dependencies.in_configs = _elsewhere, _in_configs
+def _configs(self) -> str:
+    "The text of all YAML files."
+    if not hasattr(self, "yaml"): self.yaml = "\n".join((self.root/f).read_text(encoding="utf-8", errors="replace") for f in self.files if f.endswith((".yaml", ".yml")))
+    return self.yaml
+
+Dependencies.elsewhere, Dependencies.in_configs, Dependencies.configs = _elsewhere, _in_configs, _configs
 
 # %% ../nbs/05_changed.ipynb #ef4b1732
 def _setting() -> str:
@@ -187,7 +199,8 @@ def _now(self, notebook: str, read: list[str], processes: bool) -> dict[str, str
     "What a notebook depends on, as digests by file; `read` is what it opened or listed, `processes`: it starts some."
     files = {notebook, *self.closure(notebook), *read, *(self.files if processes else self.shared)}
     if not hasattr(self, "setting"): self.setting = _setting()
-    return dict(sorted((f, self.content(f)) for f in files)) | {"environment": self.setting}
+    whole = {f for f in read if f.endswith(".ipynb")}  # who opens a notebook sees its prose and its outputs too
+    return dict(sorted((f, _content(self.root/f) if f in whole else self.content(f)) for f in files)) | {"environment": self.setting}
 
 Dependencies.now = _now
 

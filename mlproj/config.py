@@ -149,7 +149,8 @@ def _check_notebooks(config: RunConfig) -> None:
         if given.keys() - {"path", "parameters"} or not (root/str(given.get("path"))).is_file():
             raise ConfigError(f"{given.get('path')!r} is no notebook of the project", f"notebooks[{i}]", "{path: nbs/NAME.ipynb, parameters: {name: value}}")
         if stems.count(stems[i]) > 1: raise ConfigError(f"two notebooks are called {stems[i]}", f"notebooks[{i}]", "their outputs go to folders of their names")
-        resolve(given.get("parameters", {}), parameters_of(root/given["path"]), given["path"])
+        known = parameters_of(root/given["path"])
+        resolve({n: v for n, v in dict(config={}, run="").items() if n in known} | given.get("parameters", {}), known, given["path"])  # the run gives these two
 
 def checked(cfg) -> RunConfig:
     "A config that a run may begin with: `as_config`, then `check_config`."
@@ -219,16 +220,15 @@ def compose(overrides=()) -> RunConfig:
     with _hydra(): return checked(hydra_compose("config", [*own_groups(), *overrides]))
 
 def compose_once(overrides):
-    "What `hydra.main` hands to its task, composed once where that does it twice; None for a config whose `hydra` asks for more: a sweep, callbacks, a folder of the job's own, variables of the environment."
+    "What `hydra.main` hands to its task, composed once where that does it twice; None for a config that asks Hydra for more: a sweep, callbacks, logging, a folder of the job's own, variables of the environment, or, by ${hydra:…}, for what only `hydra.main` knows."
     from hydra import compose as hydra_compose
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict
+    from omegaconf import OmegaConf, open_dict
     with _hydra():
         cfg = hydra_compose("config", [*own_groups(), *overrides], return_hydra_config=True)
-        if any((getattr(cfg.hydra.mode, "name", "RUN") != "RUN", cfg.hydra.callbacks, cfg.hydra.job.chdir, cfg.hydra.job.env_set, cfg.hydra.output_subdir)): return None
-        HydraConfig.instance().set_config(cfg)  # for ${hydra:...}
-        with open_dict(cfg): del cfg["hydra"]
-        return cfg
+        with open_dict(cfg): asked = cfg.pop("hydra")
+        more = (getattr(asked.mode, "name", "RUN") != "RUN", asked.callbacks, asked.job.chdir, asked.job.env_set, asked.output_subdir, asked.verbose,
+                OmegaConf.select(asked, "job_logging.root"), "${hydra:" in OmegaConf.to_yaml(cfg))
+        return None if any(more) else cfg
 
 def conf_folder() -> Path | None:
     "The project's own conf/, if it has one."

@@ -452,10 +452,11 @@ def findings_text(findings: list[Finding]) -> str:
 def mend(findings: list[Finding], project: Project) -> list[str]:
     "Mend what is safe to mend: hooks, merge driver and filter of git; the kernel. Returns what was done."
     wrong, done = {f.name: f for f in findings if f.status != "ok"}, []
+    if "kernel" in wrong: done.append(f"kernel python3 registered: {register_kernel()}")
     if "git" in wrong and wrong["git"].mend == "mlproj doctor --fix":
         from mlproj.merge import install_git
-        done += install_git(project.root)
-    if "kernel" in wrong: done.append(f"kernel python3 registered: {register_kernel()}")
+        try: done += install_git(project.root)
+        except MlprojError as error: done.append(str(error))  # a hook that is no shell script is the user's to change
     return done
 
 def register_kernel(prefix: str = sys.prefix) -> Path:

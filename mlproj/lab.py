@@ -72,7 +72,8 @@ class RunHandle:
     def _find(self) -> Run | None:
         "The run of the process, as soon as it has a folder."
         if self.run is None:
-            self.run = next((r for r in Ledger(self.project.store/"runs").runs()[:20] if any(e["pid"] == self.process.pid for e in r.events("started"))), None)
+            self.run = next((r for r in Ledger(self.project.store/"runs").runs()[:20] if r.id[:15] >= self.log.name[:15]  # an older one may have had the number of our process
+                             and any(e["pid"] == self.process.pid for e in r.events("started"))), None)
         return self.run
 
     @property
@@ -86,7 +87,9 @@ class RunHandle:
 
     def stop(self) -> None:
         "End the run, as Ctrl-C does: what is finished stays, nothing is half-written."
-        pid = self.process.pid if self.process else self.run.events()[0]["pid"]
+        begun = self.run.events()[0] if self.run else {}
+        if (host := begun.get("host", platform.node())) != platform.node(): raise MlprojError(f"runs on {host}", f"run {self.run.id}", "stop it there")
+        pid = self.process.pid if self.process else begun["pid"]
         if self.progress.status == "running": os.kill(pid, signal.SIGINT)
 
 # %% ../nbs/08_lab.ipynb #b2c1a8c4

@@ -9,7 +9,7 @@ __all__ = ['SEPARATORS', 'TOKENS', 'NUMBER', 'COMMA', 'UTC', 'US', 'DAYS', 'CLOC
            'source_of', 'Look', 'look']
 
 # %% ../nbs/37_look.ipynb #cc723420
-import csv, gzip, re
+import codecs, csv, gzip, re
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -17,19 +17,29 @@ from pathlib import Path
 import polars as pl
 
 from .data.contract import _nearest
-from .data.split import GroupSplit, PARTS, describe_split, time_split
+from .data.split import GroupSplit, PARTS, _check_group, describe_split, time_split
 from .project import ConfigError, DataError, MlprojError, Project
 
 # %% ../nbs/37_look.ipynb #aa1001b2
 SEPARATORS = ",;\t|"
 
-def _head(path: Path) -> tuple[list[str], str]:
-    "The first lines of a text file, and its encoding."
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file: start = file.read(2**18)
-    start = start[:start.rfind(b"\n") + 1] or start  # a letter may have been cut in two
-    for encoding in ("utf-8", "latin-1"):
-        try: return start.decode(encoding).splitlines()[:200], encoding
+def _encoding(path: Path) -> str:
+    "The encoding of a text file: UTF-16 by its first bytes, else the first in which all of it can be read."
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE): return "utf-16"
+    for encoding in ("utf-8", "cp1252"):
+        try:
+            with opened(path, "rt", encoding=encoding) as file:
+                while file.read(2**20): pass
+            return encoding
         except UnicodeDecodeError: pass
+    return "latin-1"  # which reads anything
+
+def _head(path: Path, encoding: str) -> list[str]:
+    "The first lines of a text file."
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding=encoding, newline="") as file: start = file.read(2**18)
+    return (start[:start.rfind("\n") + 1] or start).splitlines()[:200]  # a line may have been cut in two
 
 def _separator(lines: list[str]) -> str:
     "The separator that gives the most fields to each of the first lines, the same number to nearly all."
@@ -54,18 +64,21 @@ def _numeric_but_for(values: pl.Series, token: str) -> bool:
 # %% ../nbs/37_look.ipynb #6b98cea2
 def _csv_options(path: Path) -> dict[str, str]:
     "What `pl.read_csv` must be told about a file, as Python writes it."
-    lines, encoding = _head(path)
+    encoding = _encoding(path)
+    lines = _head(path, encoding)
     if not lines: raise DataError("is empty", path, "give a file with a header and rows")
     separator, missing, options = _separator(lines), ["", "NA"], {}
     if separator != ",": options["separator"] = repr(separator)
     if encoding != "utf-8": options["encoding"] = repr(encoding)
     text = pl.read_csv(path, separator=separator, encoding=encoding.replace("utf-8", "utf8"), null_values=missing, infer_schema=False)
+    columns = dict(zip(text.columns, (c.alias("") for c in text)))  # Polars takes a name such as ^x$ for a pattern
     if all(c[:1] == c[-1:] == "'" for c in text.columns): options["quote_char"] = '"\'"'
-    missing += [t for t in TOKENS if any(_numeric_but_for(text[c], t) for c in text.columns)]
-    known = text.with_columns(pl.when(~pl.all().is_in(missing)).then(pl.all()))
-    if separator != "," and any(_all(c, COMMA) and c.str.contains(",").any() for c in known): options["decimal_comma"] = "True"
-    # which Polars takes for whole numbers
-    odd = [c.name for c in known if _all(c, NUMBER) and c.str.contains(r"[eE]|^[+-]?\.").any()]
+    missing += [t for t in TOKENS if any(_numeric_but_for(c, t) for c in columns.values())]
+    known = {name: c.filter(~c.is_in(missing)) for name, c in columns.items()}
+    if separator != "," and any(_all(c, COMMA) and c.str.contains(",").any() for c in known.values()): options["decimal_comma"] = "True"
+    # which Polars takes for whole numbers, or, behind a space, for texts
+    odd = [name for name, c in known.items()
+           if _all(c, NUMBER) and c.str.contains(r"[eE]|^[+-]?\.|^ ").any() and not c.str.contains(" $").any()]
     if odd: options["schema_overrides"] = "{" + ", ".join(f"{c!r}: pl.Float64" for c in odd) + "}"
     return options | dict(null_values=repr(missing), infer_schema_length="None")
 
@@ -79,15 +92,15 @@ def reading(path: Path) -> str:
 
 # %% ../nbs/37_look.ipynb #608404f1
 UTC, US = '.dt.replace_time_zone("UTC")', '.cast(pl.Datetime("us"))'
-DAYS = ("%Y-%m-%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d-%m-%Y", "%d-%b-%Y", "%b %d, %Y", "%d.%m.%y", "%m/%d/%y")
+DAYS = ("%Y-%m-%d", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%Y/%m/%d", "%d-%m-%Y", "%d-%b-%Y", "%b %d, %Y", "%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%y-%m-%d")
 CLOCKS = (" %H:%M:%S%.f", " %H:%M", "T%H:%M:%S%.fZ", "T%H:%M:%S%.f", " %I:%M %p")
 
 def _of_texts(c: str) -> list[str]:
     "Expressions that may read texts as instants: as days, as moments, as moments with an offset."
     days = [f"{c}.str.to_date({day!r}, strict=False){US}{UTC}" for day in DAYS]
     moments = [f'{c}.str.to_datetime({day + clock!r}, time_unit="us", strict=False){UTC}' for day in DAYS for clock in CLOCKS]
-    offset = f'{c}.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", strict=False).dt.convert_time_zone("UTC")'
-    return [*days, *moments, offset]
+    offsets = [f'{c}.str.to_datetime("%Y-%m-%d{t}%H:%M:%S%.f%#z", time_unit="us", strict=False).dt.convert_time_zone("UTC")' for t in "T "]
+    return [*days, *moments, *offsets]
 
 def _of_numbers(c: str, column: pl.Series) -> list[str]:
     "The expression that reads numbers as years, as days written 20240131, or as seconds since 1970, or parts of them."
@@ -110,7 +123,8 @@ def instants(frame: pl.DataFrame, name: str, told: bool = False) -> list[str]:
     `told`: somebody says that it is a time."""
     known = frame.select(name).drop_nulls()
     def reads(rows: pl.DataFrame, text: str) -> bool:
-        return rows.height > 0 and rows.select(eval(text).is_not_null().sum()).item() >= 0.98*rows.height
+        # of two digits, %Y makes a year of antiquity
+        return rows.height > 0 and rows.select((eval(text).dt.year() >= 1000).sum()).item() >= 0.98*rows.height
     return [text for text in _candidates(name, frame[name], told) if reads(known.head(100), text) and reads(known, text)]
 
 # %% ../nbs/37_look.ipynb #21e040ed
@@ -126,26 +140,27 @@ class Label:
 def label_of(frame: pl.DataFrame, name: str) -> Label:
     "How a column becomes a label. Raises `DataError` for one that cannot be predicted."
     values, where = frame[name].drop_nulls(), f"label {name!r}"
-    if values.dtype.is_float(): values = values.drop_nans()
+    if values.dtype.is_float(): values = values.filter(values.is_finite())
     distinct = values.n_unique() if values.dtype not in (pl.Object, pl.Struct) else 0
     if distinct < 2: raise DataError("is constant or missing", where, "nothing can be learned from it: name another column")
     if values.dtype == pl.Boolean: return Label("binary", "", "is true or false", f"Is {name} true?", name)
-    if values.dtype.is_numeric(): return _of_amounts(name, values)
+    if values.dtype.is_numeric(): return _of_amounts(name, values, values.len() < frame[name].drop_nulls().len())
     if values.dtype in (pl.String, pl.Categorical, pl.Enum): return _of_words(name, values.cast(pl.String), distinct, where)
     raise DataError(f"is {values.dtype}", where, "a label is true or false, a word, or a number")
 
 # %% ../nbs/37_look.ipynb #3b8fd586
 CLASSES = 10
 
-def _of_amounts(name: str, values: pl.Series) -> Label:
+def _of_amounts(name: str, values: pl.Series, infinite: bool) -> Label:
     c, seen = f"pl.col({name!r})", sorted(values.unique().to_list())
+    if infinite: c = f"pl.when({c}.is_finite()).then({c})"  # else NaN == 1.0 would be false, and not unknown
     low, high, whole = seen[0], seen[-1], all(v == round(v) for v in seen[:CLASSES + 1])
     if whole and len(seen) == 2:
         return Label("binary", f"{c} == {high:.0f}", f"is {high:.0f} or {low:.0f}: true where it is {high:.0f}", f"Is {name} {high:.0f}?", f"{name} {high:.0f}")
     if whole and len(seen) <= CLASSES and high - low == len(seen) - 1:
         said = f"is a whole number from {low:.0f} to {high:.0f}, taken for the name of a class; if it is an amount, take out the cast to a text"
         return Label("multiclass", f"{c}.cast(pl.Int64).cast(pl.String)", said, f"Which {name} is it?")
-    return Label("regression", f"{c}.cast(pl.Float64)", f"is a number, from {low:,.6g} to {high:,.6g}", f"What is the {name}?")
+    return Label("regression", f"{c}.cast(pl.Float64)", f"is a number, from {low:,.6g} to {high:,.6g}", f"What is the value of {name}?")
 
 # %% ../nbs/37_look.ipynb #a0acb18f
 YES = {"yes", "y", "true", "t", "ja", "j", "oui", "si", "sí", "1", "positive", "pos"}
@@ -161,7 +176,8 @@ def _of_words(name: str, values: pl.Series, distinct: int, where: str) -> Label:
     yes = next((v for v, other in ((common, rare), (rare, common)) if plain[v] in YES and plain[other] in NO), None)
     why = "" if yes else ", the rarer of the two: turn it around if you mean the other"
     yes, no = (yes, common if yes == rare else rare) if yes else (rare, common)
-    return Label("binary", f"{c} == {yes!r}", f"is {yes!r} or {no!r}: true where it is {yes!r}{why}", f"Is {name} {yes}?", yes)
+    said = " ".join(yes.split()).replace("${", "$(")  # in a config, ${ would refer to another key
+    return Label("binary", f"{c} == {yes!r}", f"is {yes!r} or {no!r}: true where it is {yes!r}{why}", f"Is {name} {said}?", said)
 
 # %% ../nbs/37_look.ipynb #e1533f41
 LABELS = r"(label|target|y|class|outcome|response|churn(ed)?|survived|species|diagnosis|default(ed)?|is_\w+)"
@@ -184,6 +200,7 @@ TIMES, NO_TIMES = r"(date|time|day|month|year|stamp|when|datum|zeit|tag$|_at$|_o
 
 def choose_time(frame: pl.DataFrame, name: str, label: str, ask=None) -> str:
     "The column that says when a row happened, '' for none: the one that is named (or `none`), asked for, or sure."
+    if name == label: raise ConfigError(f"column {name!r} is the label", "--time", "name another, or none")
     if name: return "" if name == "none" else _column(frame, name, "--time")
     times = [c for c in frame.columns if c != label and instants(frame, c)]
     likely = [c for c in times if re.search(TIMES, c, re.I) and not re.search(NO_TIMES, c, re.I)]
@@ -199,7 +216,8 @@ KEYS = r"(?i:(^|[\W_])(id|uuid|key|index|row|rownames|number|nr|no|code)$|^id([\
 
 def choose_key(frame: pl.DataFrame, names, roles) -> tuple[str, ...]:
     "The columns that make a row one event: those named; else one with another value in each row, and the name of a number or the values of one."
-    if names: return tuple(_column(frame, name, "--key") for name in names)
+    if roles and roles[0] in names: raise ConfigError(f"column {roles[0]!r} is the label", "--key", "name what makes a row one event")
+    if names: return tuple(_column(frame, name, "--key") for name in dict.fromkeys(names))
     for c in frame.columns:
         values = frame[c]
         if c in roles or not (values.dtype.is_integer() or values.dtype == pl.String): continue
@@ -218,6 +236,7 @@ def _other_columns(frame: pl.DataFrame, roles) -> tuple[dict[str, str], dict[str
         if name in roles: continue
         vector = isinstance(dtype, pl.Array | pl.List) and dtype.inner.is_numeric()
         if frame[name].null_count() == frame.height: gone[name] = "always missing"
+        elif dtype == pl.UInt64 and frame[name].max() >= 2**63: made[name] = f"pl.col({name!r}).cast(pl.String)"  # a hash
         elif dtype.base_type() in CASTS: made[name] = f"pl.col({name!r}){CASTS[dtype.base_type()]}"
         elif dtype in (pl.Object, pl.Binary) or dtype.is_nested() and not vector: gone[name] = f"of type {dtype}"
         elif dtype == pl.String and (found := instants(frame, name)): made[name] = found[0]
@@ -268,6 +287,7 @@ def choose_split(frame: pl.DataFrame, label: str, kind: str, time: str, key) -> 
             return split, "later rows judge what was learned from earlier ones"
         why = f"at random: by time, {unfit}"
     elif time: why = f"at random: {time} has fewer than three different moments"
+    _check_group(frame.lazy(), key[0])
     for seed in range(50):
         if not (unfit := _unfit(GroupSplit(key[0], 0.15, 0.2, seed), frame, label, kind)):
             return dict(method="group", group=key[0], seed=seed, zone="UTC"), why
@@ -331,11 +351,12 @@ FEWEST = 50  # rows
 
 def _read(path: Path) -> tuple[str, pl.DataFrame]:
     "The line that reads a file, and its table. Raises `DataError` for what cannot be read, and for too few rows."
+    if path.is_dir(): raise DataError("is a folder", path, "give one file: CSV or Parquet")
     if not path.is_file(): raise DataError("no such file", path, "check the path")
     try:
         line = reading(path)
         raw = eval(line)
-    except (pl.exceptions.PolarsError, OSError, EOFError) as error:
+    except (pl.exceptions.PolarsError, OSError, EOFError, UnicodeError) as error:
         raise DataError(f"cannot be read ({str(error).splitlines()[0]})", path, "mend it, or save it again as CSV or Parquet") from None
     if raw.height < FEWEST: raise DataError(f"has {raw.height} rows", path, f"{FEWEST} or more are needed to train and to judge a model")
     return line, raw
@@ -346,9 +367,10 @@ def look(data, label: str = "", time: str = "", key=(), ask=None) -> Look:
     line, raw = _read(path)
     names = plain_names(raw.columns)
     frame = raw.rename(names)
-    label = choose_label(frame, names.get(label, label), ask)
-    time = choose_time(frame, names.get(time, time), label, ask)
-    key = choose_key(frame, [names.get(k, k) for k in key], (label, time))
+    named = lambda column: column and names.get(column, column)  # '' is what nobody has named, and not a column without a name
+    label = choose_label(frame, named(label), ask)
+    time = choose_time(frame, named(time), label, ask)
+    key = choose_key(frame, [*map(named, key)], (label, time))
     return _decided(frame, path, line, names, label, time, key)
 
 # %% ../nbs/37_look.ipynb #8ea826b3
@@ -356,14 +378,16 @@ def _instant(frame: pl.DataFrame, time: str) -> tuple[str, str]:
     "The expression that makes the time column, and what is said of it."
     found = instants(frame, time, told=True)
     if not found:
-        raise DataError("is no time that can be read", f"column {time!r}", f"such as {frame[time].drop_nulls()[0]!r}; write 2026-11-21, or give --time none")
+        such = f"such as {known[0]!r}" if (known := frame[time].drop_nulls()).len() else "it is always missing"
+        raise DataError("is no time that can be read", f"column {time!r}", f"{such}; write 2026-11-21, or give --time none")
     ways = " It can be read with the day or the month first: look whether this is right." if len(found) > 1 else ""
     return found[0], f"`{time}` is the time of a row, in UTC.{ways}"
 
 def _numbered(frame: pl.DataFrame, key) -> tuple[str, str]:
     "The name of a column with the number of the row, '' if the key tells rows apart; and what is said of it."
     if key and not frame.select(key).is_duplicated().any(): return "", f"The key is `{', '.join(key)}`, different in each row."
-    row = next(name for name in ("row", "row_number", "row_number_") if name not in frame.columns)
+    row = "row"
+    while row in frame.columns: row += "_number"
     if not key: return row, f"Nothing tells one row from another but its place: it gets a number, `{row}`."
     return row, f"`{', '.join(key)}` occurs more than once: its rows stay together, and each gets a number, `{row}`."
 
@@ -379,10 +403,12 @@ def _known(label: str, kind: str, time: str) -> dict[str, str]:
 def _decided(frame: pl.DataFrame, path: Path, line: str, names: dict, label: str, time: str, key) -> Look:
     "What follows from the roles of the columns."
     of = label_of(frame, label)
-    lost = f" It is missing in {n:,} rows, which are left out." if (n := frame[label].null_count()) else ""
+    n = (~frame[label].is_finite()).fill_null(True).sum() if frame[label].dtype.is_float() else frame[label].null_count()
+    lost = f" It is missing in {n:,} rows, which are left out." if n else ""
     instant, time_said = _instant(frame, time) if time else ("", "")
-    row, row_said = _numbered(frame, key)
     more, gone = _other_columns(frame, (label, time))
+    if left := [name for name in key if name in gone]: raise ConfigError(f"column {left[0]!r} is {gone[left[0]]}", "--key", "name another")
+    row, row_said = _numbered(frame, key)
     said = [f"The label `{label}` {of.said}.{lost}", time_said, row_said, *(f"`{name}` is left out: {why}." for name, why in gone.items()),
             *(f"`{new}` was called `{old}`." for old, new in names.items()), *(f"`{name}` becomes a time." for name, e in more.items() if UTC in e)]
     made = [e for e in (instant, *more.values()) if e] + [f"({of.expression}).alias({label!r})"]*bool(of.expression)

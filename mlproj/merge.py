@@ -161,11 +161,12 @@ def _own_ids(cells: list, base: set[str], ours: list, theirs: list) -> list:
 
 def _same_addition(ours: list, theirs: list, base: set[str]) -> list:
     "Their cells, those that both added with the same text under our id."
-    mine, out = {(c["cell_type"], _text(c)): c["id"] for c in ours if c["id"] not in base}, []
+    mine, out = {c["id"]: (c["cell_type"], _text(c)) for c in ours if c["id"] not in base}, []
     used = {c["id"] for c in theirs}
     for cell in theirs:
-        id = mine.get((cell["cell_type"], _text(cell))) if cell["id"] not in base else None
-        out.append({**cell, "id": id} if id and (id == cell["id"] or id not in used) else cell)
+        same = [id for id, text in mine.items() if text == (cell["cell_type"], _text(cell)) and (id == cell["id"] or id not in used)] if cell["id"] not in base else []
+        out.append({**cell, "id": same[0]} if same else cell)
+        if same: del mine[same[0]]  # what they added twice stays twice
     return out
 
 # %% ../nbs/09_merge.ipynb #f5dfd62f
@@ -401,7 +402,7 @@ def _missing(root: Path) -> list[tuple[str, str, str]]:
     return config + hooks + [("attribute", line, line) for line in _attributes(root) if line not in lines]
 
 def _has_hook(file: Path, command: str) -> bool:
-    return file.exists() and os.access(file, os.X_OK) and any(_stands(line, command) for line in file.read_text(errors="replace").splitlines() if "mlproj.merge" in line)
+    return file.exists() and os.access(file, os.X_OK) and any(_stands(line.removesuffix(_OR_EXIT), command) for line in file.read_text(errors="replace").splitlines() if "mlproj.merge" in line)
 
 def missing_git(root: Path) -> list[str]:
     "What of the hooks, the merge driver, the filter and the readable diffs is not installed in this clone; empty outside of git."
@@ -410,7 +411,7 @@ def missing_git(root: Path) -> list[str]:
 
 # %% ../nbs/09_merge.ipynb #1d19b2af
 def install_git(root: Path) -> list[str]:
-    "Install what is missing; returns what was changed. Another one's hook is kept, and ours is run after it. Raises `MlprojError` outside of git."
+    "Install what is missing; returns what was changed. Another one's hook is kept, and ours is run before it. Raises `MlprojError` outside of git."
     root, changed = Path(root), []
     if not (root/".git").exists(): raise MlprojError("is not a git repository", root, "run git init in it")
     for kind, name, wanted in _missing(root):
@@ -420,10 +421,14 @@ def install_git(root: Path) -> list[str]:
         changed.append(f"{kind} {name.partition(' ')[0]}")
     return changed
 
+_OR_EXIT = " || exit $?"
+
 def _add_hook(file: Path, command: str) -> None:
     lines = file.read_text().splitlines() if file.exists() else ["#!/bin/sh"]
-    lines = [line for line in lines if "mlproj.merge" not in line] + [command]
-    write_atomic(file, "\n".join(lines) + "\n")
+    if not re.search(r"^#!.*\b(sh|bash|dash|zsh)\b", lines[0] if lines else ""): raise MlprojError("is no shell script, and left as it is", file, f"call this from it: {command}")
+    lines = [line for line in lines if "mlproj.merge" not in line]
+    # first: theirs may end with exec or exit, and its exit code counts
+    write_atomic(file, "\n".join([lines[0], f"{command}{_OR_EXIT}", *lines[1:]]) + "\n")
     file.chmod(0o755)
 
 def _add_attribute(file: Path, line: str) -> None:

@@ -112,7 +112,7 @@ def _author() -> tuple[str, str]:
 
 def _answers(name: str, seen: Look | None) -> dict:
     "All that the template is told, as plain values."
-    about = asdict(seen) | dict(row=f"One row of {Path(seen.file).name}.") if seen else RAIN
+    about = asdict(seen) | dict(row=f"One row of {Path(seen.file).name}.".replace("${", "$(")) if seen else RAIN
     author, email = _author()
     gate, next_gate = GATES[about["kind"]]
     names = dict(name=name, model=name, source_name=Path(about["file"]).name, label_py=repr(about["label"]))
@@ -188,6 +188,8 @@ def new(folder: Path, data: str = "", label: str = "", time: str = "", key: tupl
     folder = Path(folder).absolute()
     name, here = project_name(folder), os.path.relpath(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise ConfigError("exists, and is not empty", here, "give another name")
+    if here == ".":  # it will be another folder with this name, and a shell would stay in the old one
+        raise ConfigError("is the folder that you are in", folder, f"cd .. && mlproj new {name}")
     if not data and (label or time or key): raise ConfigError("are about a file, and none is given", "--label, --time, --key", "name it: --data FILE")
     source = Path(data).expanduser().resolve() if data else None
     seen = look(source, label, time, key, ask) if data else None

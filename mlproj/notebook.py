@@ -123,7 +123,7 @@ def _contents(root: Path) -> dict[str, bytes]:
 # %% ../nbs/03_notebook.ipynb #2c672aec
 _export_and_clean = """from nbdev.doclinks import nbdev_export
 from nbdev.clean import nbdev_clean
-nbdev_export(); nbdev_clean()"""
+nbdev_clean(); nbdev_export()"""  # in this order: cleaning gives cells of older notebooks their ids
 
 def _truth(root: Path, contents: dict[str, bytes]) -> dict[str, bytes]:
     "What the two folders hold when modules are made anew from cleaned notebooks."
@@ -176,13 +176,17 @@ def twins(texts: dict[str, str], nbs: str, lib: str) -> list[Twin]:
             to = next((cell.directives[d] or default for d in ("export", "exporti", "exports") if d in cell.directives), None)
             if not to: continue
             module = f"{lib}/{to.replace('.', '/')}.py"
-            found.append(Twin(name, cell.number, cell.id, module, _split(cell.source)[1], there.get(module, {}).get((name, cell.id))))
+            ours, theirs = _split(cell.source)[1], there.get(module, {}).get((name, cell.id))
+            if theirs == _absolute(ours, _package(module, lib)): theirs = ours  # relative imports in a text are the cell's own
+            found.append(Twin(name, cell.number, cell.id, module, ours, theirs))
             seen.add((module, name, cell.id))
     return found + [Twin(nb, 0, id, module, None, code) for module, cells in there.items() for (nb, id), code in cells.items() if (module, nb, id) not in seen]
 
+def _package(name: str, lib: str) -> str: return ".".join([lib.rpartition("/")[2], *name.removeprefix(f"{lib}/").split("/")[:-1]])
+
 def _module_cells(name: str, text: str, lib: str) -> dict[tuple[str, str], str]:
     "The cells of a generated module by notebook and id, as notebooks have them."
-    package, parts, folder = ".".join([lib.rpartition("/")[2], *name.removeprefix(f"{lib}/").split("/")[:-1]]), _header.split(text), os.path.dirname(name)
+    package, parts, folder = _package(name, lib), _header.split(text), os.path.dirname(name)
     return {(os.path.normpath(f"{folder}/{nb}"), id): _absolute(code, package) for nb, id, code in zip(parts[1::3], parts[2::3], parts[3::3])}
 
 # %% ../nbs/03_notebook.ipynb #bacd142e
@@ -201,11 +205,11 @@ def _exported(root: Path) -> dict[str, str]:
     try: return json.loads(_state_file(root).read_text(encoding="utf-8"))
     except (OSError, ValueError): return {}
 
-def _committed(root: Path, names: set[str]) -> dict[str, str]:
-    "Files as they are in the last commit; those that are not there are left out."
+def _committed(root: Path, names: set[str], commit: str) -> dict[str, str]:
+    "Files as they are in a commit; those that are not there are left out."
     found = {}
     for name in names:
-        done = subprocess.run(["git", "show", f"HEAD:./{name}"], cwd=root, capture_output=True)
+        done = subprocess.run(["git", "show", f"{commit}:./{name}"], cwd=root, capture_output=True)
         if done.returncode == 0: found[name] = done.stdout.decode(errors="replace")
     return found
 
@@ -218,17 +222,25 @@ def _changed_side(t: Twin, base: str | None) -> str:
     ours, theirs = _digest(t.ours) != base, _digest(t.theirs) != base
     return "both" if ours and theirs else "notebook" if ours else "module"
 
+def _agreed(root: Path, cells, nbs: str, lib: str) -> dict[str, str]:
+    "The digests of cells whose sides agree in the last commit, or else in the one before it: a merge leaves modules as they were."
+    names = {n for t in cells for n in (t.notebook, t.module)}
+    before, last = ({_key(t): t for t in twins(_committed(root, names, commit), nbs, lib)} for commit in ("HEAD^", "HEAD"))
+    found = {key: t if t.ours == t.theirs else before.get(key) for key, t in last.items()}
+    return {key: _digest(t and t.ours) for key, t in found.items() if t is None or t.ours == t.theirs}
+
 def decide(root: Path, texts: dict[str, str], nbs: str, lib: str) -> dict[str, list[Twin]]:
     "The exported cells whose sides differ, by the side that changed since the last export: notebook, module, both."
     differ = [t for t in twins(texts, nbs, lib) if t.ours != t.theirs]
     if not differ: return dict(notebook=[], module=[], both=[])
     known = _exported(root)
     sides = {t: _changed_side(t, known.get(_key(t), "" if known else None)) for t in differ}
-    if "both" in (said := {*sides.values()}) or "unknown" in said:
-        open_ = [t for t, side in sides.items() if side in ("both", "unknown")]
-        old = twins(_committed(root, {n for t in open_ for n in (t.notebook, t.module)}), nbs, lib)
-        was = {_key(t): _digest(t.ours) for t in old if t.ours == t.theirs}
-        sides |= {t: side for t in open_ if (side := _changed_side(t, was.get(_key(t)))) != "unknown"}
+    open_ = {t: side for t, side in sides.items() if side != "notebook"}
+    was = _agreed(root, open_, nbs, lib) if open_ else {}
+    for t, side in open_.items():
+        now = _changed_side(t, was.get(_key(t)))
+        # the export may have been that of another branch: what git has put into a module is no edit, and is not lost
+        if side != "module" and now != "unknown" or now == "notebook": sides[t] = now
     elsewhere = {_key(t) for t in differ if t.ours is None}
     for t, side in sides.items():
         if side == "unknown": sides[t] = "both" if t.ours is not None and t.theirs is not None else "notebook"
@@ -258,9 +270,23 @@ def conflict_marks(texts: dict[str, str]) -> list[str]:
     cells = [(name, c) for name, text in texts.items() if name.endswith(".ipynb") for c in json.loads(text)["cells"]]
     return [f"{name}, cell {c.get('id', '')}: has conflict marks; decide, and delete them" for name, c in cells if MARKS.search("".join(c["source"]))]
 
-def _refuse(found: dict[str, list[Twin]], marked: list[str]) -> None:
+# %% ../nbs/03_notebook.ipynb #b3c21b69
+def _above(text: str) -> str:
+    "Code that somebody, or an editor's completion, wrote above the first cell of a generated module."
+    import ast
+    if not _generated.search(text[:4000].encode()): return ""
+    head = re.split(r"^# %% (?!auto )", text, maxsplit=1, flags=re.MULTILINE)[0]
+    try: nodes = ast.parse(head).body
+    except SyntaxError: return head.strip().splitlines()[-1]
+    ours = lambda n: isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant) or isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"
+    return next((ast.unparse(n) for n in nodes if not ours(n)), "")
+
+def _refuse(found: dict[str, list[Twin]], texts: dict[str, str]) -> None:
     "Raise `MlprojError` for what nobody but a person can decide."
-    if marked: raise MlprojError(*marked[0].split(": ", 1)[::-1])
+    if marked := conflict_marks(texts): raise MlprojError(*marked[0].split(": ", 1)[::-1])
+    for name, text in texts.items():
+        if name.endswith(".py") and (code := _above(text)):
+            raise MlprojError(f"has `{code.splitlines()[0]}` above its first cell, where nbdev writes", name, "nothing was touched; write it in a cell of the notebook, and delete it here")
     lost = [t for t in found["module"] if t.ours is None or t.theirs is None]
     if found["both"]:
         raise MlprojError(f"{len(found['both'])} exported cell{'s' if found['both'][1:] else ''} changed in the notebook and in the module since the last export",
@@ -291,7 +317,7 @@ def sync(root=None, run: bool = False) -> list[str]:
     root = Path(root or Project.find().root).resolve()
     before = _contents(root)
     found = decide(root, _texts(before), *_names(root))
-    _refuse(found, conflict_marks(_texts(before)))
+    _refuse(found, _texts(before))
     if found["module"]: _truth(root, before)  # raises before anything is touched, if the notebooks cannot be exported
     _carry(root, found["module"])
     _apply(root)
@@ -306,6 +332,7 @@ def _difference(name: str, have: bytes | None, want: bytes | None, changed: str)
     if want is None: return f"{name}: orphan, no notebook exports it; mlproj sync removes it"
     if have is None: return f"{name}: missing, a notebook exports it; run mlproj sync"
     if changed: return f"{name}: {changed}"
+    if name.endswith(".py") and (code := _above(have.decode(errors="replace"))): return f"{name}: has `{code.splitlines()[0]}` above its first cell, where nbdev writes; write it in a cell of the notebook, and delete it here"
     if name.endswith(".ipynb"): return f"{name}: not cleaned; run mlproj sync"
     old, new = ([*text.decode(errors="replace").splitlines(), "(end)"] for text in (have, want))
     number, a, b = next(((i, a, b) for i, (a, b) in enumerate(zip(old, new), 1) if a != b), (len(old), "other line ends", "these"))

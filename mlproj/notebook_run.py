@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'PAGE', 'Parameter', 'parameters_of', 'schema', 'nearest', 'check_names', 'resolve', 'read_overrides',
-           'to_page', 'Failure', 'find_failure', 'execute_watched', 'declared_outputs', 'missing_outputs', 'digest_of',
-           'execute_with', 'run_notebook']
+           'wants_text', 'to_page', 'Failure', 'find_failure', 'execute_watched', 'declared_outputs', 'missing_outputs',
+           'digest_of', 'execute_with', 'run_notebook']
 
 # %% ../nbs/43_notebook_run.ipynb #1454d380
 import ast, difflib, logging, os, re, signal, sys, tempfile, threading, time
@@ -151,10 +151,10 @@ def read_overrides(overrides, where) -> dict:
         except HydraException as error: raise ConfigError(f"cannot be read ({str(error).splitlines()[0]})", f"override {text!r}", "write name=value; quote a value with spaces: 'name=\"a b\"'") from None
         if override.is_sweep_override(): raise ConfigError("is a sweep", f"override {text!r}", "put -m before the overrides")
         name, value = override.key_or_group, override.value()
-        found[name] = text.partition("=")[2] if isinstance(value, int | float) and not isinstance(value, bool) and _wants_text(where, name) else value
+        found[name] = text.partition("=")[2] if isinstance(value, int | float) and not isinstance(value, bool) and (p := parameters_of(where).get(name)) and wants_text(p) else value
     return found
 
-def _wants_text(path, name: str) -> bool: return (p := parameters_of(path).get(name)) is not None and p.type in ("str", "str | None", "Optional[str]")
+def wants_text(p: Parameter) -> bool: return p.type in ("str", "str | None", "Optional[str]")
 
 # %% ../nbs/43_notebook_run.ipynb #ce938a2e
 PAGE = """<!doctype html>
@@ -228,7 +228,7 @@ def find_failure(notebook, ended: str = "", running: int = -1) -> Failure | None
         errors = [o for o in cell.outputs if o.output_type == "error"]
         if errors and not (errors[0].ename == "SystemExit" and errors[0].evalue in ("", "0", "None")): return _failure(number, cell.source, errors[0], ended, numbers)
         if ended and i == running: return Failure(number, cell.source, 0, ended)
-    return None
+    return Failure(number, "", 0, ended) if ended else None
 
 def _failure(number: int, source: str, error, ended: str, numbers: dict) -> Failure:
     "A failure, from the output of the kernel: its traceback is text with colours. Frames of Python's own library and of installed packages are left out."
@@ -285,9 +285,8 @@ def _keep_watch(watch: _Watch, idle: float, done: threading.Event, grace: float 
         if watch.limit and now - watch.began > watch.limit: watch.stopped = f"took longer than its limit of {watch.limit:g} s"
         elif now - max(since, watch.heard) > idle: watch.stopped = f"hangs: no output and no work for {idle:g} s"
         else: continue
-        cell = watch.began
         with suppress(ProcessLookupError): watch.process.send_signal(signal.SIGINT)
-        if not done.wait(grace) and watch.running and watch.began == cell:
+        if not done.wait(grace):  # it hangs in C, or a cell took the interrupt for its own and the notebook goes on
             with suppress(ProcessLookupError): watch.process.kill()
         return
 
@@ -310,7 +309,8 @@ def _client(manager, watch: _Watch, told, folder):
     def ready(notebook): watch.process = client.km.provisioner.process
     def start(cell, cell_index):
         limit = directives(cell.source).get("timeout")
-        watch.began, watch.limit, watch.running, watch.index = time.monotonic(), float(limit) if limit else None, True, cell_index
+        watch.began, watch.limit, watch.running = time.monotonic(), float(limit) if limit else None, True
+        if not watch.stopped: watch.index = cell_index
         told(cell_index)
     def end(cell, cell_index, execute_reply): watch.running = False
     sockets = Config(KernelManager=dict(transport="ipc", connection_file=f"{folder}/kernel.json"))

@@ -9,7 +9,7 @@ __all__ = ['MlprojError', 'ConfigError', 'DataError', 'ContractError', 'GateErro
 
 # %% ../nbs/00_project.ipynb #e0594f97
 import contextlib, json, os, shutil, tempfile
-from configparser import ConfigParser
+from configparser import ConfigParser, Error as IniError
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,12 +136,13 @@ class Project:
 
     @classmethod
     def find(cls, start=None) -> "Project":
-        "The project around `start` (default: the current folder): the nearest folder upwards that has a settings.ini."
+        "The project around `start` (default: the current folder): the nearest folder upwards that has a settings.ini. Raises `ConfigError` for one that cannot be read."
         start = Path(start or Path.cwd()).resolve()
         for folder in (start, *start.parents):
             if (folder/"settings.ini").is_file():
                 config = ConfigParser(delimiters=["="], interpolation=None)
-                config.read(folder/"settings.ini", encoding="utf-8")
+                try: config.read(folder/"settings.ini", encoding="utf-8")
+                except (IniError, UnicodeDecodeError) as error: raise ConfigError(f"cannot be read ({' '.join(str(error).split())})", folder/"settings.ini", "it begins with [DEFAULT], and then has lines of name = value") from None
                 return cls(folder, config["DEFAULT"].get("lib_name", folder.name))
         return cls(start, start.name)
 

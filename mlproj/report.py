@@ -20,7 +20,7 @@ from pathlib import Path
 from .diff import Side, find_side, side_of
 from .ledger import Ledger, Run
 from .notebook_run import execute_with, to_page
-from .project import MlprojError, Project, sha256, write_atomic
+from .project import DataError, MlprojError, Project, sha256, write_atomic
 from .train.evaluate import Scorecard, higher_is_better, metrics_of, say_figure, say_span
 
 # %% ../nbs/51_report.ipynb #0e40acd1
@@ -340,12 +340,25 @@ def _predictions(task, answers):
     values = answers.select(names).to_numpy()
     return values if task.width else values[:, 0]
 
-def _labelled(task, file, rows, predictions):
-    "The labels of scored rows, as `task.encode` gives them, and the predictions of the rows that have one; (None, None) where the table has no label."
+def _labels(task, file):
+    "The label column of a table, None where it has none. Raises `DataError` for labels that are not as the model's dataset function makes them."
+    import polars as pl
     from mlproj.data.source import scan_table
     table = scan_table(file)
-    if task.label not in table.collect_schema().names(): return None, None
-    labels = table.select(task.label).collect()[task.label].gather(rows)
+    if task.label not in table.collect_schema().names(): return None
+    labels = table.select(task.label).collect()[task.label]
+    if task.kind == "multiclass" or not labels.drop_nulls().len(): return labels
+    numeric, meant = labels.dtype == pl.Boolean or labels.dtype.is_numeric(), "true or false" if task.kind == "binary" else "a number"
+    wrong = labels if not numeric else labels.filter(~labels.cast(pl.Float64).is_in([0.0, 1.0])) if task.kind == "binary" else labels.clear()
+    if (wrong := wrong.drop_nulls()).len():
+        raise DataError(f"is {wrong[0]!r}, and the model's label is {meant}", f"{file}: column {task.label!r}",
+                        "make it so, as the dataset function of the training does, or leave the column out")
+    return labels
+
+def _labelled(task, file, rows, predictions):
+    "The labels of scored rows, as `task.encode` gives them, and the predictions of the rows that have one; (None, None) where the table has no label."
+    if (labels := _labels(task, file)) is None: return None, None
+    labels = labels.gather(rows)
     have = labels.is_not_null().to_numpy()
     return (task.encode(labels.filter(have)), predictions[have]) if have.any() else (None, None)
 
@@ -465,10 +478,12 @@ def render_monitoring(source, file, out=None) -> Path:
     from mlproj.serve.bundle import Bundle
     from mlproj.serve.score import open_table
     folder, run = _model_of(source)
-    contract = Bundle.open(folder).contract
+    bundle = Bundle.open(folder)
+    contract = bundle.contract
     names = open_table(file, contract, ()).names  # an error of the user's is told before a kernel starts
     if absent := [n for n in contract.features if n not in names]:
         raise MlprojError(f"has no column {absent[0]!r}, which the model needs", file, "it has: " + ", ".join(names))
+    _labels(bundle.task, file)
     parameters = dict(bundle_folder=str(folder), run_folder=str(run or ""), table=_absolute(file))
     notebook = _executed("monitoring", parameters, f"score it, to see what is wrong: mlproj score {file} out.parquet")
     return write_atomic(out or Path.cwd()/f"monitoring-{_stem(file)}.html", to_page(notebook, f"{contract.name}: {_stem(file)}"))

@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from .config import RunConfig, as_config, conf_folder, own_groups
-from .notebook_run import Parameter, check_names, nearest, parameters_of, resolve, run_notebook, schema
+from .notebook_run import Parameter, check_names, nearest, parameters_of, resolve, run_notebook, schema, wants_text
 from .project import ConfigError, MlprojError, Project, write_json
 
 # %% ../nbs/51_sweep.ipynb #78fa6e52
@@ -36,7 +36,13 @@ def _checked(args, parameters: dict[str, Parameter], path) -> list[str]:
     else:
         for name in names:
             if name not in [*parameters, *keys] or name == "config": raise ConfigError(f"{name!r} is no parameter, and no key of the config", path, nearest(name, [*parameters, *keys]))
-    return overrides
+    return [_as_text(t) if (p := parameters.get(_name(t))) and wants_text(p) else t for t in overrides]
+
+def _as_text(override: str) -> str:
+    "The override of a text: numbers in it, alone or one by one in a sweep, are quoted, since 1.10 is a text that has two digits behind the point."
+    name, _, value = override.partition("=")
+    if re.search(r"""['"()\[\]{}\\$]""", value): return override
+    return f"{name}=" + ",".join(re.sub(r"^\s*([+-]?[\d.][\w.+-]*|(?i:true|false|nan|[+-]?inf))\s*$", r"'\1'", part) for part in value.split(","))
 
 # %% ../nbs/51_sweep.ipynb #854bc8f5
 @contextmanager

@@ -10,7 +10,7 @@ from mlproj.config import compose
 from mlproj.ledger import Cache, verify_cache
 from mlproj.project import Project
 
-ALL = [s.name for s in pipeline.STAGES if s.name not in ("calibrate", "report")]
+ALL = [s.name for s in pipeline.STAGES if s.name not in ("calibrate", "report", "notebooks")]
 
 
 @pytest.fixture(scope="module")

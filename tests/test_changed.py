@@ -218,3 +218,27 @@ def test_a_damaged_record_is_no_record(project):
 def test_tests_that_are_no_notebooks_always_run(project):
     (project/"nbs"/"test_plain.py").write_text("def test_plain(): assert True\n")
     for _ in range(2): assert "1 passed" in run(project, "nbs/test_plain.py", "nbs/40_alone.ipynb", "--changed").stdout.replace("2 passed", "1 passed")
+
+
+def test_data_behind_a_link_in_a_file_that_a_config_names_and_prose_of_another_notebook_count(tmp_path):
+    root, disk = tmp_path/"project", tmp_path/"disk"
+    disk.mkdir()
+    for name in ("linked.csv", "named.csv"): (disk/name).write_text("x\n1\n2\n")
+    (disk/"more").mkdir()
+    (disk/"more"/"back").symlink_to(disk)  # a circle
+    write(root/"nbs"/"10_linked.ipynb", ["import polars as pl\nassert pl.read_csv('../data/linked.csv')['x'].sum() == 3"])
+    write(root/"nbs"/"20_named.ipynb", ["import polars as pl, yaml\nassert pl.read_csv(yaml.safe_load(open('../conf/paths.yaml'))['table'])['x'].sum() == 3"])
+    write(root/"nbs"/"30_prose.ipynb", ["assert '> Of it.' in open('10_linked.ipynb').read()"])
+    (root/"settings.ini").write_text(SETTINGS)
+    (root/"conf").mkdir()
+    (root/"conf"/"paths.yaml").write_text(f"table: {tmp_path}/other/named.csv  # elsewhere\n")
+    (disk/"named.csv").rename((tmp_path/"other").mkdir() or tmp_path/"other"/"named.csv")
+    (root/"data").symlink_to(disk)
+    time.sleep(.2)
+    assert run(root, "nbs").returncode == 0 and ran(run(root, "nbs", "--changed")) == set()
+    for path, failing in ((disk/"linked.csv", "10_linked"), (tmp_path/"other"/"named.csv", "20_named")):
+        path.write_text("x\n7\n")
+        assert f"FAILED nbs/{failing}" in run(root, "nbs", "--changed").stdout
+        path.write_text("x\n1\n2\n")
+    edit(root/"nbs"/"10_linked.ipynb", "> Of it.", "> Of something.")
+    assert "FAILED nbs/30_prose" in run(root, "nbs", "--changed").stdout

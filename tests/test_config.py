@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlproj.config import compose
+from mlproj.config import compose, compose_once
 from mlproj.target import call, guarded, target
 from mlproj.project import ConfigError
 
@@ -100,3 +100,16 @@ def test_every_group_has_a_comment_that_says_what_it_is_for():
 def test_the_committed_contract_has_every_feature_of_the_config():
     contract = yaml.safe_load((CONF/"contracts"/"flights.yaml").read_text())
     assert set(compose().data.features) <= set(contract["columns"])
+
+
+@pytest.mark.parametrize("asked", ["hydra.verbose=true", "hydra/job_logging=default", "data.card.question=${hydra:runtime.output_dir}", "data.card.question=${hydra:job.name}", "hydra.output_subdir=x", "hydra.job.chdir=true"])
+def test_what_only_hydras_main_does_is_left_to_it(asked): assert compose_once([asked]) is None
+
+
+def test_a_notebook_may_require_what_its_run_gives_it(tmp_path, monkeypatch):
+    import nbformat
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("run: str\nconfig: dict", metadata=dict(tags=["parameters"]))])
+    (tmp_path/"settings.ini").write_text("[DEFAULT]\nlib_name = churn\n")
+    nbformat.write(notebook, tmp_path/"after.ipynb")
+    monkeypatch.chdir(tmp_path)
+    assert compose(["notebooks=[{path: after.ipynb}]"]).notebooks == [dict(path="after.ipynb")]

@@ -1,12 +1,15 @@
 "Runs from a notebook: they outlive the kernel that started them."
-import json, os, signal, time
+import json, os, platform, signal, time
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from projects import OVERRIDES, GitProject
 
-from mlproj.lab import attach, progress_of, start
-from mlproj.project import MlprojError
+from mlproj.lab import RunHandle, attach, progress_of, start
+from mlproj.ledger import Ledger, utc_now
+from mlproj.project import MlprojError, Project
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--until", "evaluate", *OVERRIDES]
@@ -84,3 +87,21 @@ def test_a_killed_run_is_told_from_one_that_works(project, monkeypatch):
 def test_what_a_process_said_last_is_the_error_of_a_run_that_never_began(project):
     handle = start("model=mpl", project=project.project)
     with pytest.raises(MlprojError, match="ended as failed: mlproj: .*model/mpl"): handle.wait(60)
+
+
+def test_an_older_run_of_a_process_with_the_same_number_is_not_taken_for_ours(tmp_path):
+    process, store = SimpleNamespace(pid=os.getpid(), poll=lambda: None), Project(tmp_path, "")
+    ledger = Ledger(store.store/"runs")
+    ledger.start({}, [], utc_now() - timedelta(hours=1))
+    handle = RunHandle(store, tmp_path/f"{utc_now():%Y%m%d-%H%M%S}-ab.log", process=process)
+    assert handle.progress.run == ""
+    ours = ledger.start({}, [])
+    assert handle.progress.run == ours.id
+
+
+def test_a_run_of_another_machine_is_not_stopped_by_the_number_of_its_process(tmp_path, monkeypatch):
+    run = Ledger(tmp_path/"runs").start({}, [])
+    path = run.path/"events.jsonl"
+    path.write_text(path.read_text().replace(f'"host": "{platform.node()}"', '"host": "elsewhere"'))
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a process of ours was sent a signal"))
+    with pytest.raises(MlprojError, match="runs on elsewhere"): RunHandle(Project(tmp_path, ""), tmp_path/"x.log", run).stop()

@@ -198,6 +198,12 @@ def test_a_notebook_that_both_added_is_merged_from_nothing(repository):
     assert clean and ids(nb) == ["x", "y"]
 
 
+def test_what_one_side_added_twice_stays_twice():
+    both = book([*base(), cell("x", "show()")]), book([cell("p", "show()"), *base(), cell("q", "show()")])
+    merged, conflicts = merge(book(base()), *both)
+    assert conflicts == [] and [text(merged, i) for i in ids(merged)].count("show()") == 2
+
+
 def test_metadata_of_notebook_and_cells_is_merged_by_key(repository):
     ours, theirs = (book(edit(b, "use", "print(a)", "print(a)"), kernelspec=dict(name="python3", display_name="python3")) for _ in range(2))
     ours["cells"][2]["metadata"], theirs["cells"][2]["metadata"] = dict(tags=["parameters"]), dict(tags=["slow"])
@@ -337,6 +343,33 @@ def test_other_peoples_hooks_and_attributes_are_kept(tmp_path):
     assert "theirs ran" in repository.git("commit", "-m", "x")
     lines = (repository.root/".gitattributes").read_text().splitlines()
     assert lines[0] == "*.bin binary" and sum(line.startswith("*.ipynb ") for line in lines) == 1
+
+
+@pytest.mark.parametrize("theirs", ["#!/bin/sh\nexit 1\n", "#!/usr/bin/env bash\nexec false\n"])
+def test_another_ones_hook_that_refuses_still_refuses_and_ours_runs_too(package, theirs):
+    hook = package.root/".git"/"hooks"/"pre-commit"
+    hook.write_text(theirs)
+    install_git(package.root)
+    assert missing_git(package.root) == [] and install_git(package.root) == []
+    (package.root/"note.txt").write_text("x")
+    package.git("add", "note.txt")
+    commit = ["git", "-C", str(package.root), "-c", "user.name=me", "-c", "user.email=me@x.org", "commit", "-m", "x"]
+    assert subprocess.run(commit).returncode
+    hook.write_text(hook.read_text().replace("exit 1", "exit 0").replace("false", "true"))
+    module = package.root/"tiny"/"shape.py"
+    module.write_text(module.read_text().replace("a * b", "b * a"))
+    package.git("add", "tiny")
+    done = subprocess.run(commit, capture_output=True, text=True)
+    assert done.returncode and "nothing was committed" in done.stderr
+
+
+def test_a_hook_in_another_language_is_left_as_it_is(tmp_path):
+    repository = Repository(tmp_path/"r", install=False)
+    hook = repository.root/".git"/"hooks"/"pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/usr/bin/env python3\nprint('theirs')\n")
+    with pytest.raises(MlprojError, match="no shell script"): install_git(repository.root)
+    assert hook.read_text() == "#!/usr/bin/env python3\nprint('theirs')\n"
 
 
 def test_a_folder_without_git_is_told_apart(tmp_path):

@@ -133,6 +133,13 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     assert [p.name for p in (tmp_path/"churn").iterdir()] == ["mine.txt"]
 
 
+def test_the_folder_that_a_shell_stands_in_is_not_replaced_under_it(tmp_path, monkeypatch):
+    (tmp_path/"churn").mkdir()
+    monkeypatch.chdir(tmp_path/"churn")
+    with pytest.raises(ConfigError, match="cd .. && mlproj new churn"): new(Path("."))
+    assert Path.cwd().samefile(tmp_path/"churn") and not list(Path.cwd().iterdir())
+
+
 def test_what_fails_on_the_way_leaves_nothing(tmp_path, monkeypatch):
     def fails(root, run=False): raise MlprojError("a cell failed")
     monkeypatch.setattr(room, "sync", fails)
@@ -246,6 +253,78 @@ def test_a_file_that_is_none_is_one_line(tmp_path, content, said):
     path = tmp_path/"a.csv"
     if content is not None: path.write_bytes(content)
     with pytest.raises(DataError, match=said): look(path, "a")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252", "latin-1"])
+def test_a_file_is_read_in_the_encoding_that_it_has(tmp_path, encoding):
+    odd, path = "Größe" if encoding != "latin-1" else "Gr\x81", tmp_path/"a.csv"
+    sure = "5 €" if encoding not in ("latin-1",) else "5"
+    rows = "".join(f"{i},plain\n" for i in range(30_000))  # what is odd comes late, too
+    path.write_bytes((f"n,{odd}\n1,{sure}\n{rows}9,{odd}\n").encode(encoding))
+    table = eval(looking.reading(path), dict(pl=pl, path=path))
+    assert table.columns == ["n", odd] and table[odd][0] == sure and table[odd][-1] == odd and table["n"].dtype == pl.Int64
+
+
+def test_numbers_behind_a_space_are_numbers(tmp_path):
+    path = tmp_path/"a.csv"
+    path.write_text("a, b, c\n1, 2.5, yes\n2, 7, no\n")
+    assert eval(looking.reading(path))[" b"].to_list() == [2.5, 7.0]
+
+
+@pytest.mark.parametrize("values, days", [
+    (["01.02.24", "28.02.24"], "2024-02-01"), (["24-02-01", "24-02-28"], "2024-02-01"), (["02/01/24", "02/28/24"], "2024-02-01"), (["1/2/99 10:30", "28/2/99 10:30"], "1999-02-01"),
+    (["2024-02-01 01:30:00+02:00", "2024-02-28 10:30:00+02:00"], "2024-01-31"), (["2024-02-01 01:30:00.5+00", "2024-02-28 10:30:00+00"], "2024-02-01")])
+def test_years_of_two_digits_are_of_our_time_and_offsets_are_kept(values, days):
+    frame = pl.DataFrame(dict(t=values))
+    assert str(frame.select(eval(instants(frame, "t")[0])).item(0, 0).date()) == days
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_label_that_is_no_number_is_missing_and_not_false(tmp_path, odd, classes):
+    rows = 300
+    frame = pl.DataFrame(customers(rows)).with_columns(left=pl.Series([odd if i % 5 == 0 else float(i % classes) for i in range(rows)]))
+    frame.write_parquet(tmp_path/"a.parquet")
+    seen = look(tmp_path/"a.parquet", "left")
+    assert "missing in 60 rows" in seen.said[0]
+    table = looking._table(seen.read_source.replace(repr(seen.file), repr(str(tmp_path/"a.parquet"))), seen.dataset_source)
+    assert table.height == 240 and table["left"].n_unique() == classes
+
+
+def test_a_column_without_a_name_is_not_what_nobody_has_named(tmp_path):
+    path = write(tmp_path/"a.csv", customers())
+    path.write_text("".join(line + "," + "\n" for line in path.read_text().splitlines()))  # a comma too many at each end
+    seen = look(path, "left")
+    assert seen.time == "" and seen.key == ("row",) and any("column_5" in line and "always missing" in line for line in seen.said)
+
+
+def test_names_that_polars_takes_for_patterns_and_hashes_too_large_for_int64_are_read(tmp_path):
+    seen = look(write(tmp_path/"a.csv", customers() | {"^in.*$": [1]*300}), "left")
+    assert "`in.*` was called `^in.*$`." in seen.said
+    (pl.DataFrame(customers()).with_columns(id=pl.Series([2**64 - 1 - i for i in range(300)], dtype=pl.UInt64))).write_parquet(tmp_path/"a.parquet")
+    assert look(tmp_path/"a.parquet", "left", key=("id",)).key == ("id",)
+
+
+@pytest.mark.parametrize("columns, options, said", [
+    ({}, dict(key=("left",)), "--key: column 'left' is the label"), ({}, dict(time="left"), "--time: column 'left' is the label"), (dict(k=[None]*300), dict(key=("k",)), "--key: column 'k' is always missing"),
+    (dict(k=[None, 1, 2]*100), dict(key=("k",)), "column 'k': is missing in 100 rows"), (dict(k=[i/4 for i in range(300)]), dict(key=("k",)), "column 'k': is Float64"), (dict(day=[None]*300), dict(time="day"), "it is always missing")])
+def test_a_role_that_a_column_cannot_have_is_named_and_nothing_else_is_blamed(tmp_path, columns, options, said):
+    with pytest.raises(MlprojError, match=re.escape(said)) as raised: look(write(tmp_path/"a.csv", customers() | columns), "left", **options)
+    assert "more rows" not in str(raised.value)
+
+
+def test_a_key_named_twice_and_a_column_called_row_number_do_no_harm(tmp_path):
+    file = write(tmp_path/"a.csv", customers() | dict(customer=[f"c{i % 90}" for i in range(300)], row=1, row_number=2, row_number_=3))
+    assert look(file, "left", key=("customer", "customer")).key == ("customer", "row_number_number")
+
+
+def test_what_settings_and_configs_would_take_for_more_than_words_stays_words(tmp_path):
+    columns = customers() | {"100 % left": ["${no}\nreally" if l == "no" and i % 4 else "here" for i, l in enumerate(customers()["left"])]}
+    del columns["left"]
+    root = new(tmp_path/"leavers", str(write(tmp_path/"${a}.csv", columns)), "100 % left", say=lambda line: None, run=False)
+    done = in_project(root, sys.executable, "-c", "from mlproj.config import compose; print(compose().data.card)")
+    assert "100 % left $(no} really?" in done.stdout and "$(a}.csv" in done.stdout, done.stderr
+    assert "100 % left" in in_project(root, sys.executable, "setup.py", "--description").stdout
 
 
 def test_what_is_not_said_is_asked(tmp_path):

@@ -6,7 +6,7 @@ import nbformat
 import pytest
 
 from projects import GitProject
-from mlproj.notebook_run import Failure, execute_with, parameters_of, run_notebook
+from mlproj.notebook_run import Failure, execute_with, find_failure, parameters_of, run_notebook
 from mlproj.project import ConfigError, MlprojError, Project
 from mlproj.sweep import sweep_notebook
 
@@ -103,6 +103,16 @@ def test_a_stopped_kernel_is_noticed_and_killed(project):
     assert "cell 1: hangs: no output and no work for 1 s" in said
 
 
+def test_a_cell_that_takes_the_interrupt_for_its_own_does_not_let_the_next_one_hang(project):
+    said = ends(project, "import time\ntry: time.sleep(1000)\nexcept KeyboardInterrupt: pass", "time.sleep(1000)", idle=1.)
+    assert "cell 1: hangs: no output and no work for 1 s" in said
+
+
+def test_a_kernel_that_ended_is_a_failure_wherever_it_was():
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("lr = 1", metadata=dict(tags=["injected-parameters"]))])
+    assert find_failure(notebook, "the kernel ended", 0).said == "the kernel ended" and find_failure(notebook) is None
+
+
 def test_a_cell_that_works_in_silence_or_whose_child_does_is_not_hung(project):
     busy = "import time\nend = time.time() + 3\nwhile time.time() < end: pass"
     child = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {busy!r}], check=True)"
@@ -134,6 +144,12 @@ def test_jobs_of_a_sweep_go_on_when_one_fails_and_the_launcher_may_be_joblib(pro
         sweep_notebook(path, ["-m", "lr=1,2,3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"], project, said.append)
     assert sorted(events(r)[-1]["status"] for r in runs(project)) == ["failed", "succeeded", "succeeded"]
     assert sorted(json.loads((r/"parameters.json").read_text())["parameters"]["lr"] for r in runs(project)) == [1, 2, 3]
+
+
+def test_a_text_of_digits_stays_as_it_was_written(project):
+    path = write(project, "print(version)", parameters="version: str = '1.0'")
+    said = lambda *args: [json.loads((r/"parameters.json").read_text())["parameters"]["version"] for r in sweep_notebook(path, args, project, say=lambda text: None)]
+    assert said("version=1.10") == ["1.10"] and said("-m", "version=007,true,b") == ["007", "true", "b"] and said("version='1.20,3'") == ["1.20,3"]
 
 
 def test_a_notebook_that_asks_for_it_gets_the_config_of_a_run(project, monkeypatch):

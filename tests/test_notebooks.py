@@ -223,6 +223,75 @@ def test_an_edited_orphan_is_not_deleted(project):
     assert "my work" in (project/"tiny"/"geo"/"area.py").read_text()
 
 
+def in_git(project) -> Path:
+    "The project, committed on the branch main; its state is not."
+    git(project, "init", "-q", "-b", "main")
+    (project/".gitignore").write_text(".mlproj/\n__pycache__/\n")
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "x")
+    return project
+
+
+def test_an_export_on_another_branch_does_not_make_git_s_module_an_edit(project):
+    root, notebook = in_git(project), project/"nbs"/"geo"/"10_area.ipynb"
+    git(root, "checkout", "-qb", "feature")
+    edit(notebook, "square.side**2", "square.side*square.side")
+    sync(root)
+    git(root, "commit", "-qam", "y")
+    git(root, "checkout", "-q", "main")
+    git(root, "checkout", "feature", "--", "nbs")  # the notebook alone
+    assert sync(root) == ["tiny/geo/area.py"] and "side*square.side" in cell_source(notebook, "area-3")
+
+
+def test_a_merge_that_left_the_modules_behind_goes_on_from_the_notebooks(project):
+    root, notebook, module = in_git(project), project/"nbs"/"geo"/"10_area.ipynb", project/"tiny"/"geo"/"area.py"
+    ours = module.read_bytes()
+    git(root, "checkout", "-qb", "feature")
+    edit(notebook, "square.side**2", "square.side*square.side")
+    nb = nbformat.read(notebook, 4)
+    nb.cells.append(new_code_cell("#| export\ndef edge(square): return 4*square.side", id="edge"))
+    nbformat.write(nb, notebook)
+    sync(root)
+    git(root, "commit", "-qam", "y")
+    git(root, "checkout", "-q", "main")
+    git(root, "merge", "-q", "--no-ff", "--no-commit", "feature")
+    module.write_bytes(ours)  # as the driver of modules does, when lines conflict
+    git(root, "commit", "-qam", "merged")
+    assert "tiny/geo/area.py" in sync(root)
+    assert "side*square.side" in cell_source(notebook, "area-3") and "def edge" in module.read_text() and check_sync(root) == []
+
+
+def test_a_module_edit_that_was_committed_is_carried_over(project):
+    root = in_git(project)
+    edit(root/"tiny"/"geo"/"area.py", "# in square units", "# in m²")
+    git(root, "commit", "-qam", "by hand")
+    assert sync(root) == ["nbs/geo/10_area.ipynb"] and "m²" in cell_source(root/"nbs"/"geo"/"10_area.ipynb", "area-3")
+
+
+def test_code_that_looks_like_an_import_in_a_text_stays_as_it_is(project):
+    edit(project/"nbs"/"geo"/"10_area.ipynb", "def area(", "TEXT = '''\\nfrom .x import y\\n'''\\ndef area(")
+    sync(project)
+    assert check_sync(project) == [] and sync(project) == []
+    assert "\nfrom .x import y" in cell_source(project/"nbs"/"geo"/"10_area.ipynb", "area-3")
+
+
+def test_code_above_the_first_cell_of_a_module_is_not_dropped(project):
+    edit(project/"tiny"/"geo"/"area.py", "# %% auto", "import os\n\n# %% auto")
+    before = snapshot(project)
+    with pytest.raises(MlprojError, match="tiny/geo/area.py: has `import os` above its first cell"): sync(project)
+    assert snapshot(project) == before
+
+
+def test_cells_without_ids_get_those_of_their_export(project):
+    import json
+    path = project/"nbs"/"geo"/"10_area.ipynb"
+    nb = json.loads(path.read_text()) | dict(nbformat_minor=4)
+    for cell in nb["cells"]: del cell["id"]
+    path.write_text(json.dumps(nb))
+    sync(project)
+    assert sync(project) == [] and check_sync(project) == []
+
+
 def test_a_failing_notebook_keeps_its_old_outputs(project):
     path = project/"nbs"/"00_shape.ipynb"
     edit(path, "side = 3", "side = 3; print('new')")

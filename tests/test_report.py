@@ -164,3 +164,11 @@ def test_new_rows_without_a_column_of_the_model_are_refused_before_a_kernel_star
     december.drop("temp").write_parquet(tmp_path/"new.parquet")
     with pytest.raises(MlprojError, match="has no column 'temp', which the model needs"): render_monitoring(run, tmp_path/"new.parquet", tmp_path/"page.html")
     assert not (tmp_path/"page.html").exists()
+
+
+@pytest.mark.parametrize("label, said", [(pl.col("late").cast(pl.String), "is 'false', and the model's label is true or false"), (pl.col("late").cast(pl.Int64) + 1, "is 2, and the model's")])
+def test_labels_that_are_not_the_models_are_refused_and_not_counted_as_others(run, december, tmp_path, label, said):
+    december.sort("late").with_columns(label.alias("late")).write_parquet(tmp_path/"new.parquet")
+    with pytest.raises(DataError, match=said): render_monitoring(run, tmp_path/"new.parquet", tmp_path/"page.html")
+    with pytest.raises(DataError, match=said): new_rows(Bundle.open(next(run.stage_folder("bundle").glob("*/facts.json")).parent), tmp_path/"new.parquet")
+    assert not (tmp_path/"page.html").exists()
