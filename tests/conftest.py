@@ -20,7 +20,7 @@ class Shell:
     def env(self) -> dict:
         # the checkout comes first, so that a test never runs an older, installed copy; then modules that a test writes
         path = os.pathsep.join(filter(None, [str(ROOT), str(self.folder), os.environ.get("PYTHONPATH")]))
-        return {**os.environ, "MLPROJ_STORE": str(self.folder/"store"), "BENTOML_HOME": str(self.folder/"bentoml"), "PYTHONPATH": path, "BENTOML_DO_NOT_TRACK": "True"}
+        return {**os.environ, "MLPROJ_STORE": str(self.folder/"store"), "BENTOML_HOME": str(self.folder/"bentoml"), "PYTHONPATH": path, "BENTOML_DO_NOT_TRACK": "True", "OMP_NUM_THREADS": "1"}
 
     @property
     def contract(self) -> Path: return self.folder/"contract.yaml"
