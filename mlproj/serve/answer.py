@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BUCKETS', 'TOLD', 'JSON', 'TABLES', 'MIB', 'LIMITS', 'DRAIN', 'CLOSE', 'AT_ONCE', 'TABLES_AT_ONCE', 'TURN',
            'PATIENCE', 'PASSED', 'POLICY', 'logger', 'PROBES', 'TEXTS', 'BATCH', 'problem', 'Endpoint', 'Counts',
-           'HTTPError', 'check_head', 'read_body', 'respond', 'Gate', 'log', 'Fast', 'guarded', 'prediction_schema',
-           'Document', 'openapi', 'records', 'served']
+           'HTTPError', 'check_head', 'read_body', 'respond', 'Gate', 'log', 'refusal', 'Fast', 'guarded',
+           'prediction_schema', 'Document', 'openapi', 'records', 'served']
 
 # %% ../../nbs/serve/32_answer.ipynb #9e825e45
 import asyncio, hmac, itertools, json, logging, math, os
@@ -129,18 +129,20 @@ class Gate:
     "What a worker has taken on: the deadlines of requests, how many of them are `tables`, and when a turn of its `loop` began."
     def __init__(self): self.loop, self.turn, self.used, self.taken, self.tables, self.draining = None, None, 0.0, {}, 0, False
 
-    def enter(self, request_id: str, now: float, kinds: tuple):
-        "Take a request on. Raises `HTTPError` where there is no room."
+    def check(self, now: float, kinds: tuple = JSON):
+        "Raise `HTTPError` where there is no room for one more request."
         if len(self.taken) >= AT_ONCE or self.late(now) or (kinds is TABLES and self.tables >= TABLES_AT_ONCE):
             raise HTTPError(503, "more requests than can be answered", "try again in a second", [(b"retry-after", b"1")])
+    def enter(self, request_id: str, now: float, kinds: tuple):
+        "Take a request on. Raises `HTTPError` where there is no room."
+        self.check(now, kinds)
         self.taken[request_id] = now + PATIENCE[kinds], self.loop and asyncio.current_task(self.loop)
         self.tables += kinds is TABLES
     def late(self, now: float) -> bool:
         "Has this turn of the loop worked for its time? Time in which the system ran something else is no work."
         if not self.loop: return False
-        if self.turn is None:
-            self.turn, self.used = now, thread_time()
-            self.loop.call_soon(self._next_turn)
+        if self.turn is None: self.loop.call_soon(self._next_turn)
+        if self.turn is None or now - self.turn > 3*TURN: self.turn, self.used = now, thread_time()
         return now - self.turn > TURN and thread_time() - self.used > TURN
     def leave(self, request_id: str, kinds: tuple):
         del self.taken[request_id]
@@ -162,6 +164,13 @@ def log(level: int, event: str, **more):
     at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     logger.log(level, "%s", to_json(dict(at=at, level=logging.getLevelName(level).lower(), event=event, **more), indent=None).strip())
 
+def refusal(error: Exception, request_id: str) -> tuple[int, bytes, tuple]:
+    "Status, answer and headers for a request that was not answered."
+    if isinstance(error, HTTPError): return error.status, problem(error, request_id), tuple(error.headers)
+    log(logging.ERROR, "failed", request_id=request_id, type=type(error).__name__)  # a bug of ours; its text could hold values of the request, so only its type is told
+    return 500, problem(MlprojError("the service failed", hint="report the request id"), request_id), ()
+
+# %% ../../nbs/serve/32_answer.ipynb #cd8bf2e9
 class Fast:
     "The outermost ASGI function: /predict and /predict/batch here, `PASSED` to BentoML's application, everything else 404."
     def __init__(self, service, app):
@@ -226,16 +235,27 @@ async def _predict(self, scope, receive, send, kinds: tuple = JSON):
     "Answer one request to /predict or /predict/batch, whatever it holds."
     started, request_id, rows, headers, kind = perf_counter(), self.request_id(), 0, (), JSON[0]
     try: status, answer, rows, kind = await self.answer(scope, receive, request_id, started, kinds)
-    except HTTPError as error: status, answer, headers = error.status, problem(error, request_id), error.headers
-    except Exception as error:  # a bug of ours; its text could hold values of the request, so only its type is told
-        log(logging.ERROR, "failed", request_id=request_id, type=type(error).__name__)
-        status, answer = 500, problem(MlprojError("the service failed", hint="report the request id"), request_id)
+    except Exception as error: status, answer, headers = refusal(error, request_id)
     if not status: return
     self.service.endpoint.counts.add(status, perf_counter() - started, rows, request_id)
-    if self.gate.draining: headers = (*headers, CLOSE)
-    await respond(send, status, answer, headers, kind)
+    await respond(send, status, answer, self.last(headers), kind)
 
-Fast.table, Fast.answer, Fast.predict = _table, _answer, _predict
+def _predict_at_once(self, head: dict, body: bytes) -> tuple[int, bytes, tuple]:
+    "Status, answer and headers for a record that is here already, head and body: what `predict` answers, without waiting for anything."
+    started, request_id, headers = perf_counter(), self.request_id(), ()
+    try:
+        check_head(head, self.key)
+        self.gate.check(started)
+        status, answer = self.service.endpoint.answer(body, request_id)
+    except Exception as error: status, answer, headers = refusal(error, request_id)
+    self.service.endpoint.counts.add(status, perf_counter() - started, int(status == 200), request_id)
+    return status, answer, self.last(headers)
+
+def _last(self, headers: tuple) -> tuple:
+    "The headers, which ask the client to let go of its connection while the service drains."
+    return (*headers, CLOSE) if self.gate.draining and CLOSE not in headers else headers
+
+Fast.table, Fast.answer, Fast.predict, Fast.predict_at_once, Fast.last = _table, _answer, _predict, _predict_at_once, _last
 
 # %% ../../nbs/serve/32_answer.ipynb #2e872c6c
 PROBES = {"/healthz": "The process lives", "/livez": "The process lives", "/readyz": "The service can answer",

@@ -22,6 +22,7 @@ from ..project import MlprojError
 from .answer import BUCKETS, Counts, Endpoint, Fast, log, logger, openapi
 from .batch import TableProcess
 from .bundle import Bundle
+from .direct import go_direct
 from .registry import Registry, Version, check_version
 
 # %% ../../nbs/serve/37_service.ipynb #c351cbfc
@@ -85,7 +86,8 @@ class FastService(Service):
 
     def to_asgi(self, *args, **kwargs):
         self.fast = Fast(self, super().to_asgi(*args, **kwargs))
-        if BentoMLContainer.tracing.exporter_type.get():  # else spans would cost three quarters of the throughput, for nobody
+        self.traced = bool(BentoMLContainer.tracing.exporter_type.get())
+        if self.traced:  # else spans would cost three quarters of the throughput, for nobody
             from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
             self.fast.predict = OpenTelemetryMiddleware(self.fast.predict, tracer_provider=BentoMLContainer.tracer_provider.get())
         return self.fast
@@ -305,6 +307,7 @@ class Predictor:
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(server, uvicorn.Server):  # not in a test of the application alone
             drain_on_sigterm(server, self.bento_service.fast, drain_seconds())
+            if not self.bento_service.traced: go_direct(server.config, self.bento_service.fast)
             self.bento_service.beside.append(asyncio.create_task(let_all_in(server)))
         gc.collect(); gc.freeze()
 
