@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PURE', 'CLOSED', 'LOADERS', 'NAMERS', 'UNKNOWN', 'VALUE', 'CONTAINER', 'SYNTAX', 'STATEMENTS', 'PLAIN', 'DECIDED',
-           'CALLED', 'summarise', 'Unit', 'Closure', 'Codebase', 'distributions', 'environment', 'differences']
+           'CALLED', 'summarise', 'Unit', 'Closure', 'Codebase', 'plain_name', 'distributions', 'environment',
+           'differences']
 
 # %% ../nbs/01_fingerprint.ipynb #3a94eb32
 import ast, builtins, gc, json, os, platform, re, sys, tempfile
@@ -877,6 +878,11 @@ def _unit(self, name: str) -> Unit:
 Codebase.unit = _unit
 
 # %% ../nbs/01_fingerprint.ipynb #f26569a5
+def plain_name(name: str) -> str:
+    "The name of a distribution as indexes compare it (PEP 503)."
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+# %% ../nbs/01_fingerprint.ipynb #0b24b012
 def _described(site: str) -> dict:
     "The distributions in a folder of the search path, {name: version}; and whose each top-level module is."
     versions, modules = {}, {}
@@ -885,7 +891,7 @@ def _described(site: str) -> dict:
         except OSError: continue
         found = {key: m[1].strip() for key in ("Name", "Version") if (m := re.search(rf"^{key}:(.*)$", header, re.MULTILINE))}
         if len(found) < 2: continue
-        name = re.sub(r"[-_.]+", "-", found["Name"]).lower()
+        name = plain_name(found["Name"])
         versions[name] = found["Version"]
         for top in _tops(info): modules.setdefault(top, []).append(name)
     return dict(versions=versions, modules=modules)
@@ -922,7 +928,7 @@ def distributions(modules: Iterable[str], cache: Path | None = None) -> dict[str
     "The distributions that top-level modules are of, with their versions; `cache`: a folder, by default in the project's store."
     known, found = _installed_now(cache), {}
     for module in modules:
-        for name in known["modules"].get(module, [re.sub(r"[-_.]+", "-", module).lower()]): found[name] = known["versions"].get(name, "not installed")
+        for name in known["modules"].get(module, [plain_name(module)]): found[name] = known["versions"].get(name, "not installed")
     return dict(sorted(found.items()))
 
 def _accelerator() -> str:

@@ -16,7 +16,8 @@ import yaml
 from .look import Look, look, template_folder
 from .merge import install_git
 from .notebook import sync
-from .project import ConfigError, MlprojError, Project, folder_atomic, write_atomic
+from .project import ConfigError, MlprojError, Project, folder_atomic, python_path, write_atomic
+from .provenance import HOOKS
 
 # %% ../nbs/38_new.ipynb #fdb39882
 RESERVED = ("nbs", "conf", "tests", "data", "template", "mlproj")
@@ -131,7 +132,7 @@ def _git(root: Path, *arguments: str, fails: bool = False, **environ: str) -> su
     "Run git in a project. Raises `MlprojError` with git's own words when it fails, if that is not for the caller to judge."
     name, email = _author()
     named = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER") for what, value in (("NAME", name), ("EMAIL", email))}
-    inherited = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
+    inherited = {k: v for k, v in os.environ.items() if k not in HOOKS}
     done = subprocess.run(["git", *arguments], cwd=root, env=named | inherited | environ, capture_output=True, text=True)
     if done.returncode and not fails: raise MlprojError(f"git {arguments[0]} failed ({(done.stderr or done.stdout).strip()})", root)
     return done
@@ -173,8 +174,7 @@ def _begin(root: Path, answers: dict, source: Path | None) -> None:
 def _run_once(root: Path, say) -> bool:
     "The first run, in a process of its own; commits the contract and the encoders that it wrote. Returns whether it ended well."
     import mlproj
-    paths = [str(Path(mlproj.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environ = os.environ | dict(PYTHONPATH=os.pathsep.join(paths))
+    environ = os.environ | dict(PYTHONPATH=python_path(Path(mlproj.__file__).parents[1]))
     done = subprocess.run([sys.executable, "-m", "mlproj.cli", "run"], cwd=root, env=environ)
     _git(root, "add", "-A")
     if _git(root, "diff", "--cached", "--name-only").stdout:

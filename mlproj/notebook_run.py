@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field, make_dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Optional, Union
 
 from .ledger import Ledger, Run
-from .notebook import directives
-from .project import ConfigError, MlprojError, Project, sha256, to_json, write_atomic, write_json
+from .notebook import directives, raw_cells
+from .project import ConfigError, MlprojError, Project, python_path, sha256, to_json, write_atomic, write_json
 from .provenance import begin_provenance, write_provenance
 
 # %% ../nbs/43_notebook_run.ipynb #7dde3d3c
@@ -34,11 +34,9 @@ class Parameter:
 
 def _cell_source(path: Path) -> str:
     "The source of the cell tagged `parameters`; empty when there is none."
-    import json
-    try: cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    try: text = Path(path).read_text(encoding="utf-8")
     except OSError as error: raise MlprojError(error.strerror or str(error), path, "name a notebook: mlproj notebook nbs/NAME.ipynb") from None
-    except (ValueError, KeyError, TypeError) as error: raise MlprojError(f"is not a notebook ({error})", path, "open it in Jupyter and save it again") from None
-    tagged = [c for c in cells if c["cell_type"] == "code" and "parameters" in c.get("metadata", {}).get("tags", [])]
+    tagged = [c for c in raw_cells(text, path) if c["cell_type"] == "code" and "parameters" in c.get("metadata", {}).get("tags", [])]
     if len(tagged) > 1: raise MlprojError(f"{len(tagged)} cells are tagged `parameters`", path, "put them into one")
     return "".join(tagged[0]["source"]) if tagged else ""
 
@@ -403,12 +401,13 @@ def _inject(notebook, values: dict) -> None:
     at = next(i for i, c in enumerate(notebook.cells) if "parameters" in c.metadata.get("tags", []))
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(source, metadata=dict(tags=["injected-parameters"])))
 
-def execute_with(path, values: dict, output, cwd, env: dict | None = None, idle: float = 600., told=lambda index: None):
-    "Run a notebook with parameters in a kernel that is watched: the executed notebook, and the cell that failed, or None. Raises `ConfigError` for a parameter, before a kernel starts."
+def execute_with(path, values: dict, output, cwd, env: dict | None = None, idle: float = 600., told=lambda number, of: None):
+    "Run a notebook with parameters in a kernel that is watched: the executed notebook, and the cell that failed, or None; `told(cell, of)` is called as cells begin. Raises `ConfigError` for a parameter, before a kernel starts."
     known = parameters_of(path)
     values, notebook = resolve(values, known, path), _prepared(Path(path))
     _inject(notebook, values)
-    return notebook, execute_watched(notebook, output, cwd, env, idle, told)
+    of = len(notebook.cells)
+    return notebook, execute_watched(notebook, output, cwd, env, idle, lambda index: told(index + 1, of))
 
 # %% ../nbs/43_notebook_run.ipynb #30321cfa
 def run_notebook(path, overrides=(), project: Project | None = None, say: Callable = print, now=None, idle: float = 600., told=lambda number, of: None) -> Path:
@@ -445,9 +444,8 @@ def _facts(path: Path, project: Project, values: dict) -> dict:
 def _run_cells(path: Path, run: Run, project: Project, facts: dict, idle: float, say, told):
     "Execute, and hold the notebook to its promises."
     output, where = run.path/"output.ipynb", facts["notebook"]
-    env = dict(MLPROJ_RUN=str(run.path), PYTHONPATH=os.pathsep.join(filter(None, [str(project.root), os.environ.get("PYTHONPATH")])))
-    of = len(_prepared(path).cells) + bool(facts["parameters"])
-    notebook, failure = execute_with(path, facts["parameters"], output, path.resolve().parent, env, idle, lambda index: told(index + 1, of))
+    env = dict(MLPROJ_RUN=str(run.path), PYTHONPATH=python_path(project.root))
+    notebook, failure = execute_with(path, facts["parameters"], output, path.resolve().parent, env, idle, told)
     if failure:
         say(f"{where}, {failure}")
         raise MlprojError(f"cell {failure.number}: {failure.said}", where, f"as far as it came: {os.path.relpath(output)}")

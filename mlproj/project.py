@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MlprojError', 'ConfigError', 'DataError', 'ContractError', 'GateError', 'ParityError', 'RegistryError',
            'fsync_folder', 'file_atomic', 'write_atomic', 'to_json', 'write_json', 'read_json', 'leaves', 'aligned',
-           'Svg', 'html_table', 'folder_atomic', 'Project', 'sha256']
+           'Svg', 'html_table', 'folder_atomic', 'settings', 'python_path', 'Project', 'sha256']
 
 # %% ../nbs/00_project.ipynb #e0594f97
 import contextlib, json, os, shutil, tempfile
@@ -100,11 +100,13 @@ def aligned(rows) -> str:
 # %% ../nbs/00_project.ipynb #742fa120
 class Svg(str): "An inline drawing: a text that is not escaped."
 
-def html_table(rows, head=()) -> str:
-    "Rows of texts and drawings as an HTML table, for the `_repr_html_` of values."
+def _left(tag: str, i: int, value) -> str:
     from html import escape
-    cell = lambda tag, value: f'<{tag} style="text-align:left">{value if isinstance(value, Svg) else escape(str(value))}</{tag}>'
-    line = lambda tag, row: "<tr>" + "".join(cell(tag, value) for value in row) + "</tr>"
+    return f'<{tag} style="text-align:left">{value if isinstance(value, Svg) else escape(str(value))}</{tag}>'
+
+def html_table(rows, head=(), cell=_left) -> str:
+    "Rows of texts and drawings as an HTML table, for the `_repr_html_` of values. `cell(tag, i, value)` makes the i-th cell of a row, th or td."
+    line = lambda tag, row: "<tr>" + "".join(cell(tag, i, value) for i, value in enumerate(row)) + "</tr>"
     return "<table>" + (f"<thead>{line('th', head)}</thead>" if head else "") + f"<tbody>{''.join(line('td', row) for row in rows)}</tbody></table>"
 
 # %% ../nbs/00_project.ipynb #0dbc845b
@@ -128,6 +130,18 @@ def folder_atomic(path):
     fsync_folder(path.parent)
 
 # %% ../nbs/00_project.ipynb #d84ac4eb
+def settings(root) -> dict[str, str]:
+    "The keys of settings.ini in a folder; none where there is no such file. Raises `ConfigError` for one that cannot be read."
+    file, config = Path(root)/"settings.ini", ConfigParser(delimiters=["="], interpolation=None)
+    try: config.read(file, encoding="utf-8")
+    except (IniError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read ({' '.join(str(error).split())})", file, "it begins with [DEFAULT], and then has lines of name = value") from None
+    return dict(config["DEFAULT"])
+
+def python_path(*folders) -> str:
+    "A PYTHONPATH on which these folders come first."
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+
 @dataclass(frozen=True)
 class Project:
     "A project on disk: its root folder and its name."
@@ -139,11 +153,7 @@ class Project:
         "The project around `start` (default: the current folder): the nearest folder upwards that has a settings.ini. Raises `ConfigError` for one that cannot be read."
         start = Path(start or Path.cwd()).resolve()
         for folder in (start, *start.parents):
-            if (folder/"settings.ini").is_file():
-                config = ConfigParser(delimiters=["="], interpolation=None)
-                try: config.read(folder/"settings.ini", encoding="utf-8")
-                except (IniError, UnicodeDecodeError) as error: raise ConfigError(f"cannot be read ({' '.join(str(error).split())})", folder/"settings.ini", "it begins with [DEFAULT], and then has lines of name = value") from None
-                return cls(folder, config["DEFAULT"].get("lib_name", folder.name))
+            if (folder/"settings.ini").is_file(): return cls(folder, settings(folder).get("lib_name", folder.name))
         return cls(start, start.name)
 
     @property

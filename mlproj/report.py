@@ -11,16 +11,17 @@ __all__ = ['SIMPLE', 'NAMES', 'GREY', 'BLUE', 'SOURCES', 'of_100', 'say_decision
            'render_monitoring']
 
 # %% ../nbs/51_report.ipynb #3e8712d9
-import json, re, tempfile
+import re, tempfile
 from dataclasses import dataclass
 from html import escape
 from math import floor, log10
 from pathlib import Path
 
+from . import project
 from .diff import Side, find_side, side_of
 from .ledger import Ledger, Run
 from .notebook_run import execute_with, to_page
-from .project import DataError, MlprojError, Project, sha256, write_atomic
+from .project import DataError, MlprojError, Project, read_json, sha256, write_atomic
 from .train.evaluate import Scorecard, higher_is_better, metrics_of, say_figure, say_span
 
 # %% ../nbs/51_report.ipynb #0e40acd1
@@ -95,9 +96,7 @@ def html_table(head, rows, left: int = 1):
     "A table for a report; the first `left` columns are text, the others figures. A cell may be HTML or a plot."
     from IPython.display import HTML
     inner = lambda value: value.data if hasattr(value, "_repr_html_") or hasattr(value, "_repr_svg_") else escape(str(value))
-    cell = lambda tag, i, value: f"<{tag}{'' if i < left else ' class=figure'}>{inner(value)}</{tag}>"
-    line = lambda tag, row: "<tr>" + "".join(cell(tag, i, value) for i, value in enumerate(row)) + "</tr>"
-    return HTML(f"<table><thead>{line('th', head)}</thead><tbody>{''.join(line('td', row) for row in rows)}</tbody></table>")
+    return HTML(project.html_table(rows, head, lambda tag, i, value: f"<{tag}{'' if i < left else ' class=figure'}>{inner(value)}</{tag}>"))
 
 # %% ../nbs/51_report.ipynb #957336d8
 NAMES = dict(average_precision="average precision", roc_auc="ROC AUC", brier="Brier score",
@@ -389,9 +388,8 @@ SOURCES = dict(data="snapshot.json", split="split.json", contract="contract.yaml
 
 def run_facts(run: Run) -> list[tuple[str, str]]:
     "What somebody needs who wants to make a run again, as pairs of words and values; what it did not record is left out."
-    read = lambda name: json.loads(path.read_text()) if (path := run.path/name).exists() else {}
-    git, at = read("provenance.json").get("git") or {}, run.events("started")[0]
-    table, by = read("stages/data/snapshot.json"), read("provenance.json")
+    table, by = (read_json(run.path/name) or {} for name in ("stages/data/snapshot.json", "provenance.json"))
+    git, at = by.get("git") or {}, run.events("started")[0]
     changed = ", with changes, which stand in patch.diff"*bool(git.get("dirty"))
     code = f"{git['commit'][:12]} on {git['branch'] or 'no branch'}{changed}" if git.get("commit") else ""
     facts = {"run": run.id, "begun": f"{at['at'][:16].replace('T', ' ')} UTC" + f" by {by.get('user')} on {by.get('host')}"*bool(by),

@@ -61,8 +61,8 @@ def _meaning(source: str, package: str) -> str:
 
 def _module_cells(text: str) -> dict[str, str]:
     "The cells of an exported module, by the ids that nbdev writes over each."
-    parts = re.split(r"^# %% .* #([\w-]+)$", text, flags=re.MULTILINE)
-    return dict(zip(parts[1::2], parts[2::2]))
+    from mlproj.notebook import split_module
+    return {id: code for _, id, code in split_module(text)}
 
 # %% ../nbs/04_testing.ipynb #3fec9665
 def _exported_names(source: str, id: str, module: types.ModuleType, where: str) -> dict:
@@ -89,7 +89,7 @@ class _Reading:
 
     def module(self, cell) -> str | None:
         "The module that a cell is exported to, if it is."
-        name = next((cell.directives[d] or self.default for d in ("export", "exporti", "exports") if d in cell.directives), None)
+        name = cell.exported_to(self.default)
         return name and f"{self.package}.{name}"
 
     def is_test(self, cell) -> bool:

@@ -54,7 +54,7 @@ HARMLESS = {
     "a class nobody uses": ("data/contract.py", "\ndef infer_contract(", "\nclass Unused:\n    limit = 3\n\ndef infer_contract("),
     "the page of the browser": ("serve/web.py", "<html", "<html data-x"),
     "the service": ("serve/service.py", "\nimport ", "\nSLOWER = 7\nimport "),
-    "a command": ("cli.py", "\nSWEEP, ", "\nEXTRA = 1\nSWEEP, "),
+    "a command": ("cli.py", "\nHYDRA = ", "\nEXTRA = 1\nHYDRA = "),
     "drift": ("watch/drift.py", "\nimport ", "\nEXTRA = 1\nimport "),
 }
 CONFIG = {

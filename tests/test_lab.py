@@ -1,5 +1,5 @@
 "Runs from a notebook: they outlive the kernel that started them."
-import json, os, platform, signal, time
+import os, platform, signal, time
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from projects import OVERRIDES, GitProject
 
-from mlproj.lab import RunHandle, attach, progress_of, start
+from mlproj.lab import RunHandle, attach, start
 from mlproj.ledger import Ledger, utc_now
 from mlproj.project import MlprojError, Project
 

@@ -1,12 +1,12 @@
 "Notebooks as functions: what a parameter may be, what a kernel may do, what must be there afterwards. Real kernels."
-import json, os, re, signal, subprocess, sys, threading, time
+import json, os, re, subprocess, sys, time
 from pathlib import Path
 
 import nbformat
 import pytest
 
 from projects import GitProject
-from mlproj.notebook_run import Failure, execute_with, find_failure, parameters_of, run_notebook
+from mlproj.notebook_run import find_failure, run_notebook
 from mlproj.project import ConfigError, MlprojError, Project
 from mlproj.sweep import sweep_notebook
 

@@ -1,10 +1,8 @@
 "Reports: notebooks that anyone can edit, pages that can be read anywhere, figures that can be traced."
 import html, json, re, shutil, subprocess, sys
-from dataclasses import replace
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import polars as pl
 import pytest
 
