@@ -240,12 +240,12 @@ async def _predict(self, scope, receive, send, kinds: tuple = JSON):
     self.service.endpoint.counts.add(status, perf_counter() - started, rows, request_id)
     await respond(send, status, answer, self.last(headers), kind)
 
-def _predict_at_once(self, head: dict, body: bytes) -> tuple[int, bytes, tuple]:
-    "Status, answer and headers for a record that is here already, head and body: what `predict` answers, without waiting for anything."
-    started, request_id, headers = perf_counter(), self.request_id(), ()
+def _predict_at_once(self, head: dict, body: bytes, started: float) -> tuple[int, bytes, tuple]:
+    "Status, answer and headers for a record that is here already, head and body, since `started`: what `predict` answers, without waiting for anything."
+    request_id, headers = self.request_id(), ()
     try:
         check_head(head, self.key)
-        self.gate.check(started)
+        self.gate.check(perf_counter())
         status, answer = self.service.endpoint.answer(body, request_id)
     except Exception as error: status, answer, headers = refusal(error, request_id)
     self.service.endpoint.counts.add(status, perf_counter() - started, int(status == 200), request_id)
