@@ -183,14 +183,14 @@ def test_a_killed_run_is_gone_on_with_at_the_first_stage_that_was_not_finished(m
     process.communicate()
     killed = {*stages(mlproj)}
     assert "baseline" in killed and "gate" not in killed
-    ended = mlproj(*mlproj.small("train.max_epochs=1"))
+    ended = mlproj(*mlproj.small("train.max_epochs=1", "--until", "registry"))
     assert ended.returncode == 0, ended.stderr
     assert {name for name, e in stages(mlproj).items() if e["cached"]} >= {"data", "split", "audit", "baseline"} and not verify_cache(mlproj.folder/"store"/"cache")
 
 
 def test_runs_at_the_same_time_share_what_they_make(mlproj):
     assert mlproj(*mlproj.small("model=linear", "--until", "features")).returncode == 0  # writes contract and encoders
-    processes = [mlproj.start(*mlproj.small("model=linear", f"evaluate.replicates={n}")) for n in (21, 22, 23)]
+    processes = [mlproj.start(*mlproj.small("model=linear", "--until", "registry", f"evaluate.replicates={n}")) for n in (21, 22, 23)]
     for process in processes:
         out, err = process.communicate(timeout=600)
         assert process.returncode == 0, out + err
@@ -204,7 +204,7 @@ def test_a_model_without_save_and_load_is_fitted_again_when_somebody_asks_for_it
     (mlproj.folder/"usermodel.py").write_text("from mlproj.train.baseline import Linear\nclass Plain:\n    def __init__(self, features, task): self.inner = Linear(features, task)\n"
                                               "    def fit(self, train): self.inner.fit(train)\n    def predict(self, *x): return self.inner.predict(*x)\n    def graph(self): return self.inner.graph()\n")
     for more in ([], ["evaluate.replicates=30"]):
-        ended = mlproj(*mlproj.small("~model.C", "model._target_=usermodel.Plain", "model=linear", *more))
+        ended = mlproj(*mlproj.small("~model.C", "model._target_=usermodel.Plain", "model=linear", "--until", "registry", *more))
         assert ended.returncode == 0, ended.stderr
     assert "train" not in made(mlproj) and "made again: its model was not kept" in ended.stdout
 

@@ -1,5 +1,5 @@
 "Data that cannot be trusted, through the whole path: set aside, refused, or found out by the audit. The commands that look at data. And columns of texts and vectors."
-import json
+import json, shutil
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 
@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, Shell
 from mlproj.data import count
 from mlproj.data.profile import Profile, load_profile, save_profile
 from mlproj.data.snapshot import normalise, table_digest, take_snapshot
@@ -38,50 +38,65 @@ def with_the_delay(folder, fraction):
     return replace(d, frame=join(frame, delays, ("hour_of", "carrier", "flight", "origin"), "delays")[0].drop("hour_of"))
 """
 
-@pytest.fixture
-def data(mlproj):
+def runner(shell: Shell):
     "A small run of the baseline on one of the tables above."
-    (mlproj.folder/"userdata.py").write_text(USERDATA)
-    def run(table: str, *overrides): return mlproj(*mlproj.small("model=linear", f"data.source._target_=userdata.{table}", *overrides))
-    run.shell = mlproj
+    (shell.folder/"userdata.py").write_text(USERDATA)
+    def run(table: str, *overrides, until="registry"): return shell(*shell.small("model=linear", f"data.source._target_=userdata.{table}", "--until", until, *overrides))
+    run.shell = shell
     return run
+
+
+@pytest.fixture
+def data(mlproj): return runner(mlproj)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    "The folder of a run on good data."
+    data = runner(Shell(tmp_path_factory.mktemp("good")))
+    done = data("good")
+    assert done.returncode == 0, done.stderr
+    return data.shell.folder
+
+
+@pytest.fixture
+def known(good, mlproj):
+    "The same, in a copy of that folder: there is a contract, and a run to compare with."
+    shutil.copytree(good, mlproj.folder, dirs_exist_ok=True)
+    return runner(mlproj)
 
 
 def quarantined(run) -> pl.DataFrame: return pl.read_parquet(run/"quarantine"/"quarantine.parquet")
 
 
-def test_bad_rows_are_set_aside_with_their_reasons_and_the_run_goes_on(data):
-    assert data("good").returncode == 0
-    done = data("some_without_origin")
+def test_bad_rows_are_set_aside_with_their_reasons_and_the_run_goes_on(known):
+    done = known("some_without_origin", until="report")
     assert done.returncode == 0, done.stderr
-    aside, stages = quarantined(data.shell.runs()[-1]), {e["stage"]: e for e in data.shell.events() if e["event"] == "stage"}
+    aside, stages = quarantined(known.shell.runs()[-1]), {e["stage"]: e for e in known.shell.events() if e["event"] == "stage"}
     assert aside.height == stages["contract"]["quarantined"] > 20 and f"{aside.height:,} rows set aside" in done.stdout
     assert aside["origin"].null_count() == aside.height and all("origin" in reason for reasons in aside["reasons"] for reason in reasons)
     parts = stages["split"]
     assert parts["train"] + parts["validation"] + parts["test"] + aside.height == stages["data"]["rows"]  # none is lost
-    assert f"{aside.height:,} flights were set aside" in (data.shell.runs()[-1]/"report.html").read_text()
+    assert f"{aside.height:,} flights were set aside" in (known.shell.runs()[-1]/"report.html").read_text()
 
 
-def test_too_many_bad_rows_are_refused_and_kept_for_a_look(data):
-    assert data("good").returncode == 0
-    done = data("many_without_origin")
+def test_too_many_bad_rows_are_refused_and_kept_for_a_look(known):
+    done = known("many_without_origin")
     assert done.returncode == 1 and "quarantined" in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert quarantined(data.shell.runs()[-1])["origin"].null_count() > 2000 and data.shell.events()[-1]["status"] == "failed"
+    assert quarantined(known.shell.runs()[-1])["origin"].null_count() > 2000 and known.shell.events()[-1]["status"] == "failed"
 
 
-def test_a_rule_between_columns_sets_rows_aside(data):
-    assert data("good").returncode == 0
-    contract = data.shell.contract
+def test_a_rule_between_columns_sets_rows_aside(known):
+    contract = known.shell.contract
     contract.write_text(contract.read_text().replace("table:\n", "rows:\n- rule: dewp <= temp\n  why: air cannot be more than saturated\ntable:\n", 1))
-    done = data("impossible_weather")
+    done = known("impossible_weather")
     assert done.returncode == 0, done.stderr
-    aside = quarantined(data.shell.runs()[-1])
+    aside = quarantined(known.shell.runs()[-1])
     assert aside.height and (aside["dewp"] > aside["temp"]).all() and "dewp <= temp" in str(aside["reasons"][0].to_list())
 
 
-def test_a_join_that_loses_rows_is_refused(data):
-    assert data("good").returncode == 0
-    done = data("weather_lost")
+def test_a_join_that_loses_rows_is_refused(known):
+    done = known("weather_lost")
     assert done.returncode == 1 and "weather" in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert "join, against the run before: weather: " in done.stdout
 
@@ -94,9 +109,9 @@ def test_a_feature_that_knows_the_label_stops_the_run_until_a_person_accepts_it(
     assert data("with_the_delay", features, "audit.accept=[arr_delay]").returncode == 0
 
 
-def test_the_ledger_counts_how_often_a_test_part_was_scored(data):
-    for more in ([], [], ["seed=1"], ["split.validation_before=2013-11-15"]): assert data("good", *more).returncode == 0
-    evaluated = [next(e for e in data.shell.events(run) if e.get("stage") == "evaluate") for run in data.shell.runs()]
+def test_the_ledger_counts_how_often_a_test_part_was_scored(known):
+    for more in ([], ["seed=1"], ["split.validation_before=2013-11-15"]): assert known("good", *more).returncode == 0
+    evaluated = [next(e for e in known.shell.events(run) if e.get("stage") == "evaluate") for run in known.shell.runs()]
     assert [e["looks"] for e in evaluated if not e["cached"]] == [0, 1, 0]  # the same again is no look, another seed is one, the last is another test part
 
 
