@@ -549,12 +549,14 @@ def _known_metric(metric: str, known: list[str]) -> str:
     return found
 
 # %% ../nbs/47_bisect.ipynb #4c17db6a
-def _measure(pair: Pair, metric: str, folder: Path, project: Project, tell: Callable) -> tuple[Callable, int]:
-    "A function that measures mixtures, and keeps what it measured in the journal of `folder`; and how many are known already."
+def _measure(pair: Pair, metric: str, folder: Path, project: Project, tell: Callable) -> tuple[Callable, set]:
+    "A function that measures mixtures, and keeps what it measured in the journal of `folder`; and those that it took from there."
     journal = folder/"journal.jsonl"
     known = {(frozenset(e["chosen"]), e["seed"]): e for e in read_lines(journal) if e["changes"] == sorted(c.name for c in pair.changes) and e["called"] == pair.called}
+    before, taken = {*known}, set()
     def measure(chosen: frozenset, seed: int) -> float:
         entry = known.get((chosen, seed))
+        if (chosen, seed) in before: taken.add((chosen, seed))
         if entry is None:
             entry = dict(chosen=sorted(chosen), seed=seed, changes=sorted(c.name for c in pair.changes), called=pair.called)
             try: entry["figures"] = run_mixture(pair, chosen, seed, Path(tempfile.mkdtemp(prefix="run-", dir=folder)), project)
@@ -564,7 +566,7 @@ def _measure(pair: Pair, metric: str, folder: Path, project: Project, tell: Call
         tell(chosen, seed, entry)
         if "failed" in entry: raise Unrunnable(entry["failed"])
         return entry["figures"][metric]
-    return measure, len(known)
+    return measure, taken
 
 def _teller(pair: Pair, metric: str, say: Callable) -> Callable:
     "A function that tells each run in a line: how many changes, which if few, and what came out."
@@ -590,13 +592,13 @@ def bisect(a: Run, b: Run, project: Project, metric: str = "", budget: int = 40,
         for called in (None, False):
             pair = take_apart(a, b, roots, project, called)
             say(f"{len(pair.changes)} changes: " + ", ".join(c.name for c in pair.changes[:8]) + (", …" if len(pair.changes) > 8 else ""))
-            measure, known = _measure(pair, metric, folder, project, _teller(pair, metric, say))
+            measure, taken = _measure(pair, metric, folder, project, _teller(pair, metric, say))
             weights = {c.name: c.weight for c in pair.changes}
             try: verdict = search(Trials(measure, range(seeds), pair.requires, budget), [*weights], weights.get)
             except MovedTable: say("what the dataset function reads is no longer what it was: the recorded tables are one change")
             else: break
     return Bisection(a.id, b.id, metric, bool(higher_is_better(metric.partition("_")[2])), verdict, {c.name: c for c in pair.changes},
-                     tuple(figures_of(run)[metric] for run in (a, b)), pair.fixed, known)
+                     tuple(figures_of(run)[metric] for run in (a, b)), pair.fixed, len(taken))
 
 # %% ../nbs/47_bisect.ipynb #7061a8ba
 def _told(found: Bisection) -> list[str]:

@@ -236,7 +236,7 @@ def _counts(path: str, root: Path, since: float) -> bool:
     "Is it a file or a folder of the user's, that was there when the session began?"
     inside = Path(path).relative_to(root).parts if Path(path).is_relative_to(root) else ()
     hidden = {*inside} & {".git", ".mlproj", ".venv", ".pytest_cache", ".ipynb_checkpoints"} if inside else [p for p in Path(path).parts if p[0] == "."]
-    if path.endswith(".pyc") or hidden or any(p in _LEFT or p.endswith((".egg-info", ".dist-info")) for p in Path(path).parts): return False
+    if path.endswith(".pyc") or hidden or _LEFT & {*inside} or any(p.endswith((".egg-info", ".dist-info")) for p in Path(path).parts): return False
     if _installed(path) and not (inside and not sys.prefix.startswith(str(root))): return False
     with contextlib.suppress(OSError): return bool(inside) or os.stat(path).st_ctime < since
     return False

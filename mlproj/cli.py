@@ -428,7 +428,8 @@ def vacuum(table: str = typer.Argument(help="The name of the data, such as fligh
     from mlproj.data.snapshot import pinned_versions, vacuum as clear
     from mlproj.serve.registry import Registry
     uri, registry = Project.find().store/"tables"/table, Registry()
-    bundles = [(v.tag, json.loads((v.path/"facts.json").read_text())["lineage"]["snapshot"]) for name in registry.names() for v in registry.versions(name)]
+    lineages = [(v.tag, json.loads((v.path/"facts.json").read_text())["lineage"]) for name in registry.names() for v in registry.versions(name)]
+    bundles = [(tag, lineage["snapshot"]) for tag, lineage in lineages if "snapshot" in lineage]
     made = [(f"run {r.id}", json.loads(path.read_text())) for r in _ledger().runs()[:20] if (path := r.stage_folder("data")/"snapshot.json").exists()]
     print(clear(uri, pinned_versions([*bundles, *made], uri), hours, dry_run))
 

@@ -7,10 +7,11 @@ __all__ = ['utc_now', 'append_line', 'read_lines', 'alive', 'Run', 'write_manife
            'Cache', 'verify_cache', 'Ledger']
 
 # %% ../nbs/02_ledger.ipynb #9f7353ed
-import errno, fcntl, json, os, platform, secrets, shutil, tempfile
+import errno, fcntl, json, os, platform, shutil, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 
 from .project import MlprojError, fsync_folder, html_table, sha256, to_json, write_json
@@ -194,11 +195,11 @@ class Ledger:
     path: Path
 
     def start(self, config: dict, command: list[str], at: datetime | None = None) -> Run:
-        "Begin a run: a folder of its own, with its config and its first event. Ids sort by time."
+        "Begin a run: a folder of its own, with its config and its first event. Ids sort by time: behind the second stands its 65,536th part, or the next that is free."
         at = at or utc_now()
         self.path.mkdir(parents=True, exist_ok=True)
-        while True:
-            id = f"{at:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        for part in count(at.microsecond*65536//10**6):
+            id = f"{at:%Y%m%d-%H%M%S}-{part:04x}"
             run = Run(id, self.path/id)
             try: run.path.mkdir()
             except FileExistsError: continue

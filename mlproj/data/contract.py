@@ -1033,6 +1033,7 @@ def _property(c: Column) -> dict:
     kind = dict(time="string", vector="array").get(c.kind, c.kind)  # JSON's other kinds have our names
     null = c.nullable or c.at("nullable") == "warn"
     schema = dict(type=[kind, "null"] if null else [kind])
+    if c.kind == "integer": schema |= dict(minimum=-EXACT, maximum=EXACT)
     if c.kind == "time": schema["format"] = "date-time"  # RFC 3339: with Z or an offset
     if c.kind == "vector": schema |= dict(items=dict(type="number"), minItems=c.length, maxItems=c.length)
     said = [c.description, f"unit: {c.unit}" if c.unit else "", f"seen: {c.min} to {c.max}" if c.min is not None else "",

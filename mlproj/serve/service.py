@@ -66,7 +66,7 @@ class Champion(Model[Version]):
         except MlprojError as error: raise BentoMLException(str(error)) from None
 
     def pulse(self):
-        "Another value when the reference may stand for another version; always the same inside aBento."
+        "Another value when the reference may stand for another version; always the same inside a Bento."
         return None if self.tag else Registry(BentoMLContainer.bentoml_home.get()).pulse()
 
     def _pinned(self): return bentoml.models.BentoModel(self.resolve().tag)
