@@ -41,7 +41,7 @@ class Console:
 
     def line(self, name: str, text: str, seconds: float | str = "", style=""):
         time_said = f"{seconds:6.1f} s" if isinstance(seconds, float) else seconds
-        if not self.live: return print(f"{name:<10} {time_said:>8}  {text}", file=self.file, flush=True)  # without Rich, which takes 30 ms to import
+        if not self.live: return print(f"{name:<10} {time_said:>8}  {text}".rstrip(), file=self.file, flush=True)  # without Rich, which takes 30 ms to import
         from rich.text import Text
         self.rich.print(Text.assemble((f"{name:<10} ", "bold"), (f"{time_said:>8}  ", "dim"), (text, style)))
 

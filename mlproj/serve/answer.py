@@ -127,7 +127,7 @@ PATIENCE = {JSON: 10.0, TABLES: 60.0}  # seconds that a body may take
 
 class Gate:
     "What a worker has taken on: the deadlines of requests, how many of them are `tables`, and when a turn of its `loop` began."
-    def __init__(self): self.loop, self.turn, self.used, self.taken, self.tables, self.draining = None, None, 0.0, {}, 0, False
+    def __init__(self): self.loop, self.turn, self.began, self.used, self.taken, self.tables, self.draining = None, None, 0.0, 0.0, {}, 0, False
 
     def check(self, now: float, kinds: tuple = JSON):
         "Raise `HTTPError` where there is no room for one more request."
@@ -141,9 +141,14 @@ class Gate:
     def late(self, now: float) -> bool:
         "Has this turn of the loop worked for its time? Time in which the system ran something else is no work."
         if not self.loop: return False
-        if self.turn is None: self.loop.call_soon(self._next_turn)
+        if self.turn is None:
+            self.began = now
+            self.loop.call_soon(self._next_turn)
         if self.turn is None or now - self.turn > 3*TURN: self.turn, self.used = now, thread_time()
         return now - self.turn > TURN and thread_time() - self.used > TURN
+    def long(self, now: float) -> bool:
+        "Has the loop not come to its next turn for so long that those who wait for it should have it?"
+        return self.turn is not None and now - self.began > 4*TURN
     def leave(self, request_id: str, kinds: tuple):
         del self.taken[request_id]
         self.tables -= kinds is TABLES

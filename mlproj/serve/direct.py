@@ -55,6 +55,9 @@ def _on_message_complete(self):
     self.transport.write(b"".join([STATUS_LINE[status], *(b"%b: %b\r\n" % line for line in lines), b"\r\n", answer]))
     if CLOSE in headers: self.transport.close()
     self.on_response_complete()
+    if self.fast.gate.long(perf_counter()):
+        self.flow.pause_reading()
+        self.loop.call_soon(self.flow.resume_reading)
 
 def _taken(self) -> bytes:
     "The body as far as it is here, which nobody waits for any more."
