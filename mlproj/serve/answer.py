@@ -148,7 +148,7 @@ class Gate:
         return now - self.turn > TURN and thread_time() - self.used > TURN
     def long(self, now: float) -> bool:
         "Has the loop not come to its next turn for so long that those who wait for it should have it?"
-        return self.turn is not None and now - self.began > 4*TURN
+        return self.turn is not None and now - self.began > 2*TURN
     def leave(self, request_id: str, kinds: tuple):
         del self.taken[request_id]
         self.tables -= kinds is TABLES
