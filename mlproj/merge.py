@@ -346,9 +346,9 @@ def module_driver() -> None:
 
 def clean_filter() -> None:
     "git's clean filter: a notebook from stdin, clean to stdout; what is no notebook, as it is."
-    text, root = sys.stdin.buffer.read(), Project.find(Path(sys.argv[1]).resolve().parent).root
-    try: text = to_text(clean(json.loads(text), settings(root))).encode()
-    except (ValueError, KeyError, TypeError, AttributeError): pass
+    text = sys.stdin.buffer.read()
+    try: text = to_text(clean(json.loads(text), settings(Project.find(Path(sys.argv[1]).resolve().parent).root))).encode()
+    except (ValueError, KeyError, TypeError, AttributeError, MlprojError): pass  # among them settings that cannot be read, such as in the middle of a merge
     sys.stdout.buffer.write(text)
 
 def textconv() -> None:

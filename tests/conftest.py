@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from mlproj.project import python_path
+
 ROOT = Path(__file__).resolve().parents[1]
 # one flight in fifty, one epoch: seconds. So few rows can show no gain, so the gate asks for none.
 SMALL = ["data.source.fraction=0.02", "train=quick", "train.accelerator=cpu", "tracking=disabled", "evaluate.replicates=20",
@@ -19,8 +21,7 @@ class Shell:
     @property
     def env(self) -> dict:
         # the checkout comes first, so that a test never runs an older, installed copy; then modules that a test writes
-        path = os.pathsep.join(filter(None, [str(ROOT), str(self.folder), os.environ.get("PYTHONPATH")]))
-        return {**os.environ, "MLPROJ_STORE": str(self.folder/"store"), "BENTOML_HOME": str(self.folder/"bentoml"), "PYTHONPATH": path, "BENTOML_DO_NOT_TRACK": "True", "OMP_NUM_THREADS": "1"}
+        return {**os.environ, "MLPROJ_STORE": str(self.folder/"store"), "BENTOML_HOME": str(self.folder/"bentoml"), "PYTHONPATH": python_path(ROOT, self.folder), "BENTOML_DO_NOT_TRACK": "True", "OMP_NUM_THREADS": "1"}
 
     @property
     def contract(self) -> Path: return self.folder/"contract.yaml"
