@@ -12,6 +12,7 @@ from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
+import httpx
 import numpy as np
 import polars as pl
 import pytest
@@ -65,6 +66,28 @@ def test_http_predicts_what_the_bundle_predicts(server, home, bundle):
     answer = answers[0].json()
     assert answer["model"] == Registry(home).resolve().tag and answer["warnings"] == []
     assert len({a.json()["request_id"] for a in answers}) == len(answers)
+
+
+def test_who_come_together_get_their_own_answers(server, bundle):
+    rows = small_rows(bundle.contract, 640, seed=9)
+    bodies, expected = [json.dumps(row).encode() for row in records(bundle.contract, rows)], bundle.predict_frame(rows)
+
+    def ask(first):  # sixteen connections, each with every sixteenth row, and nonsense after each
+        with httpx.Client(base_url=server.url, timeout=20) as client: return [(i, client.post("/predict", content=bodies[i]), client.post("/predict", content=b"{")) for i in range(first, len(bodies), 16)]
+
+    with ThreadPoolExecutor(16) as pool: answers = [a for found in pool.map(ask, range(16)) for a in found]
+    assert {a.status_code for _, a, _ in answers} == {200} and {a.status_code for *_, a in answers} == {400} and len(answers) == 640
+    np.testing.assert_allclose([a.json()["probability"] for _, a, _ in answers], expected[[i for i, *_ in answers]], atol=1e-6)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_together_and_alone_a_record_is_predicted_the_same(tmp_path, task):
+    opened = Bundle.open(small_bundle(tmp_path/"b", task=TASKS[task], int8=True))
+    endpoint, rows = Endpoint(opened, "m:v1"), small_rows(opened.contract, 64, seed=5)
+    values = [endpoint.reader.values(json.dumps(row).encode()) for row in records(opened.contract, rows)]
+    alone = np.concatenate([opened.predict(*endpoint.reader.inputs([v])) for v in values])
+    for n in (2, 3, 16, 64): np.testing.assert_allclose(opened.predict(*endpoint.reader.inputs(values[:n])), alone[:n], rtol=1e-6, atol=1e-6)
+    assert [json.loads(body)["request_id"] for _, body in endpoint.answers(values, list("abcdefgh"*8))] == list("abcdefgh"*8)
 
 
 def test_the_rehearsal_of_packaging_answers_as_http_does(server, bundle):

@@ -895,7 +895,7 @@ def _field(c: Column) -> type:
     return kind | None if c.nullable or c.at("nullable") == "warn" else kind
 
 class RequestReader:
-    "Reads one row of JSON under a contract: `read(body)` gives the graph's inputs (1, k), (1, m) and the warnings."
+    "Reads rows of JSON under a contract: `values(body)` of each, then `inputs` of them all; or `read(body)` of one."
     def __init__(self, contract: Contract):
         self.contract = contract
         # attribute names of our own: a column may be called `class`, or hold spaces
@@ -1006,8 +1006,8 @@ def _broken(self, record):
         if judge.holds(dict(zip(judge.columns, get(record)))) is False:
             yield row.severity, ", ".join(judge.columns), f"breaks the rule {row.rule}"
 
-def _read(self, body: bytes):
-    "Decode and check one row: (numbers, strings, warnings). Raises `ContractError` naming the field and the rule."
+def _values(self, body: bytes) -> tuple:
+    "Decode and check one row: (numbers, strings, warnings), as lists. Raises `ContractError` naming the field and the rule."
     try: record = self.decoder.decode(body)
     except msgspec.ValidationError as error: raise _mistyped(error, self.contract.columns) from None
     except ValueError as error: raise _malformed(body, error, self.contract.columns) from None  # not JSON, or not UTF-8
@@ -1015,11 +1015,18 @@ def _read(self, body: bytes):
     for severity, name, rule in self._broken(record):
         if severity != "warn": raise ContractError(rule, f"field {name!r}")
         warnings.append(dict(field=name, rule=rule))
-    numbers = np.array([self.numbers(record)], np.float64)  # None becomes NaN
-    strings = np.array([["" if v is None else v for v in self.strings(record)]], object)
-    return numbers, strings, warnings
+    return self.numbers(record), ["" if v is None else v for v in self.strings(record)], warnings
 
-RequestReader._broken, RequestReader.read = _broken, _read
+def _inputs(self, rows) -> tuple[np.ndarray, np.ndarray]:
+    "The graph's inputs, float64 (n, k) and object (n, m), for n rows from `values`."
+    return np.array([r[0] for r in rows], np.float64), np.array([r[1] for r in rows], object)  # None becomes NaN
+
+def _read(self, body: bytes):
+    "The graph's inputs (1, k), (1, m) and the warnings for one row. Raises `ContractError` naming the field and the rule."
+    values = self.values(body)
+    return *self.inputs([values]), values[2]
+
+RequestReader._broken, RequestReader.values, RequestReader.inputs, RequestReader.read = _broken, _values, _inputs, _read
 
 # %% ../../nbs/data/12_contract.ipynb #2778eea7
 def json_schema(contract: Contract) -> dict:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BUCKETS', 'TOLD', 'JSON', 'TABLES', 'MIB', 'LIMITS', 'DRAIN', 'CLOSE', 'AT_ONCE', 'TABLES_AT_ONCE', 'TURN',
-           'PATIENCE', 'PASSED', 'POLICY', 'logger', 'PROBES', 'TEXTS', 'BATCH', 'problem', 'Endpoint', 'Counts',
-           'HTTPError', 'check_head', 'read_body', 'respond', 'Gate', 'log', 'refusal', 'Fast', 'guarded',
-           'prediction_schema', 'Document', 'openapi', 'records', 'served']
+           'PATIENCE', 'PASSED', 'POLICY', 'logger', 'TOGETHER', 'PROBES', 'TEXTS', 'BATCH', 'problem', 'judged',
+           'Endpoint', 'Counts', 'HTTPError', 'check_head', 'read_body', 'respond', 'Gate', 'log', 'refusal', 'Fast',
+           'guarded', 'prediction_schema', 'Document', 'openapi', 'records', 'served']
 
 # %% ../../nbs/serve/32_answer.ipynb #9e825e45
 import asyncio, hmac, itertools, json, logging, math, os
@@ -33,6 +33,11 @@ def problem(error: MlprojError, request_id: str) -> bytes:
     "An error as the JSON that clients get."
     return _json(dict(error=dict(where=error.where or "request", what=error.what, hint=error.hint), request_id=request_id))
 
+def judged(error: ContractError, request_id: str) -> tuple[int, bytes]:
+    "Status and answer for a record that breaks the contract."
+    return 400 if isinstance(error, MalformedError) else 422, problem(error, request_id)
+
+# %% ../../nbs/serve/32_answer.ipynb #bc1b861b
 class Endpoint:
     "One open bundle that answers requests, and counts what it did."
     def __init__(self, bundle: Bundle, tag: str, score=None):
@@ -42,10 +47,17 @@ class Endpoint:
 
     def answer(self, body: bytes, request_id: str) -> tuple[int, bytes]:
         "Status and JSON for the JSON of one record."
-        try: numbers, strings, warnings = self.reader.read(body)
-        except MalformedError as error: return 400, problem(error, request_id)
-        except ContractError as error: return 422, problem(error, request_id)
-        row = self.bundle.predict(numbers, strings)[0]
+        try: record = self.reader.values(body)
+        except ContractError as error: return judged(error, request_id)
+        return self.answers([record], [request_id])[0]
+
+    def answers(self, records: list, request_ids: list[str]) -> list[tuple[int, bytes]]:
+        "Status and JSON for each record that `reader.values` gave: one run of the graph."
+        rows = self.bundle.predict(*self.reader.inputs(records))
+        return [self.said(row, warnings, request_id) for row, (_, _, warnings), request_id in zip(rows, records, request_ids)]
+
+    def said(self, row, warnings: list, request_id: str) -> tuple[int, bytes]:
+        "Status and JSON for a row of the graph's output."
         if not self.finite(row):  # JSON has no NaN, and a client should not get one
             return 422, problem(ContractError("the model has no answer for these values",
                                               hint="send numbers of the size seen in training"), request_id)
@@ -126,8 +138,11 @@ AT_ONCE, TABLES_AT_ONCE, TURN = 512, 3, 0.05  # requests taken on; tables among 
 PATIENCE = {JSON: 10.0, TABLES: 60.0}  # seconds that a body may take
 
 class Gate:
-    "What a worker has taken on: the deadlines of requests, how many of them are `tables`, and when a turn of its `loop` began."
-    def __init__(self): self.loop, self.turn, self.began, self.used, self.taken, self.tables, self.draining = None, None, 0.0, 0.0, {}, 0, False
+    """What a worker has taken on: the deadlines of requests, how many of them are `tables`, the records that are `waiting` for the end of a turn of its `loop` and the
+    seconds that each will take, and when the turn began."""
+    def __init__(self):
+        self.taken, self.tables, self.waiting, self.each, self.draining = {}, 0, [], 0.0, False
+        self.loop, self.turn, self.began, self.used = None, None, 0.0, 0.0
 
     def check(self, now: float, kinds: tuple = JSON):
         "Raise `HTTPError` where there is no room for one more request."
@@ -139,13 +154,14 @@ class Gate:
         self.taken[request_id] = now + PATIENCE[kinds], self.loop and asyncio.current_task(self.loop)
         self.tables += kinds is TABLES
     def late(self, now: float) -> bool:
-        "Has this turn of the loop worked for its time? Time in which the system ran something else is no work."
+        "Has this turn of the loop worked for its time, or will it have when those who wait are answered? Time in which the system ran something else is no work."
         if not self.loop: return False
         if self.turn is None:
             self.began = now
             self.loop.call_soon(self._next_turn)
         if self.turn is None or now - self.turn > 3*TURN: self.turn, self.used = now, thread_time()
-        return now - self.turn > TURN and thread_time() - self.used > TURN
+        owed = len(self.waiting)*self.each
+        return now - self.turn + owed > TURN and thread_time() - self.used + owed > TURN
     def long(self, now: float) -> bool:
         "Has the loop not come to its next turn for so long that those who wait for it should have it?"
         return self.turn is not None and now - self.began > 2*TURN
@@ -172,6 +188,7 @@ def log(level: int, event: str, **more):
 def refusal(error: Exception, request_id: str) -> tuple[int, bytes, tuple]:
     "Status, answer and headers for a request that was not answered."
     if isinstance(error, HTTPError): return error.status, problem(error, request_id), tuple(error.headers)
+    if isinstance(error, ContractError): return *judged(error, request_id), ()
     log(logging.ERROR, "failed", request_id=request_id, type=type(error).__name__)  # a bug of ours; its text could hold values of the request, so only its type is told
     return 500, problem(MlprojError("the service failed", hint="report the request id"), request_id), ()
 
@@ -245,22 +262,56 @@ async def _predict(self, scope, receive, send, kinds: tuple = JSON):
     self.service.endpoint.counts.add(status, perf_counter() - started, rows, request_id)
     await respond(send, status, answer, self.last(headers), kind)
 
-def _predict_at_once(self, head: dict, body: bytes, started: float) -> tuple[int, bytes, tuple]:
-    "Status, answer and headers for a record that is here already, head and body, since `started`: what `predict` answers, without waiting for anything."
-    request_id, headers = self.request_id(), ()
-    try:
-        check_head(head, self.key)
-        self.gate.check(perf_counter())
-        status, answer = self.service.endpoint.answer(body, request_id)
-    except Exception as error: status, answer, headers = refusal(error, request_id)
-    self.service.endpoint.counts.add(status, perf_counter() - started, int(status == 200), request_id)
-    return status, answer, self.last(headers)
-
 def _last(self, headers: tuple) -> tuple:
     "The headers, which ask the client to let go of its connection while the service drains."
     return (*headers, CLOSE) if self.gate.draining and CLOSE not in headers else headers
 
-Fast.table, Fast.answer, Fast.predict, Fast.predict_at_once, Fast.last = _table, _answer, _predict, _predict_at_once, _last
+Fast.table, Fast.answer, Fast.predict, Fast.last = _table, _answer, _predict, _last
+
+# %% ../../nbs/serve/32_answer.ipynb #521b8d16
+TOGETHER = 64  # records at most that one run of the graph answers: from there on, more of them would save little and be answered later
+
+def _take(self, head: dict, body: bytes, started: float, answered):
+    """Take on a record that is here already since `started`, head and body: `answered(status, answer, headers)` is called at the end of this turn of the loop, first
+    for those who are refused."""
+    if not self.gate.waiting: asyncio.get_running_loop().call_soon(self.answer_waiting)
+    request_id, record, refused = self.request_id(), None, None
+    try:
+        check_head(head, self.key)
+        self.gate.check(perf_counter())
+        record = self.service.endpoint.reader.values(body)
+    except Exception as error: refused = refusal(error, request_id)
+    self.gate.waiting.append((request_id, started, answered, record, refused))
+
+Fast.take = _take
+
+# %% ../../nbs/serve/32_answer.ipynb #87b51888
+def _answer_waiting(self):
+    "Answer all who wait."
+    if not (waiting := self.gate.waiting): return
+    self.gate.waiting, begun = [], thread_time()
+    for *one, record, refused in waiting:
+        if refused: self.tell(*one, *refused)
+    good = [(*one, record) for *one, record, refused in waiting if not refused]
+    for i in range(0, len(good), TOGETHER): self.answer_together(good[i:i + TOGETHER])
+    self.gate.each = (thread_time() - begun)/len(waiting)
+
+def _answer_together(self, waiting: list):
+    "Answer records that are good by one run of the graph; if that fails, each by its own."
+    ids, *_, records = zip(*waiting)
+    try: said = [(*one, ()) for one in self.service.endpoint.answers(records, ids)]
+    except Exception as error:
+        if len(waiting) > 1: return [self.answer_together([one]) for one in waiting]
+        said = [refusal(error, ids[0])]
+    for (*one, _), answer in zip(waiting, said): self.tell(*one, *answer)
+
+def _tell(self, request_id: str, started: float, answered, status: int, answer: bytes, headers: tuple):
+    self.service.endpoint.counts.add(status, perf_counter() - started, int(status == 200), request_id)
+    answered(status, answer, self.last(headers))
+
+Fast.answer_waiting, Fast.answer_together, Fast.tell = _answer_waiting, _answer_together, _tell
+
+
 
 # %% ../../nbs/serve/32_answer.ipynb #2e872c6c
 PROBES = {"/healthz": "The process lives", "/livez": "The process lives", "/readyz": "The service can answer",

@@ -206,6 +206,7 @@ async def _follow(self):
 
 def _replace(self, fresh: Endpoint):
     "Let another endpoint answer, and give the memory of the one before back."
+    self.fast.answer_waiting()  # by the one that has judged them
     self.flush()
     before, self.endpoint = self.endpoint.tag, fresh
     self.metrics.model(fresh, before)
