@@ -138,10 +138,9 @@ AT_ONCE, TABLES_AT_ONCE, TURN = 512, 3, 0.05  # requests taken on; tables among 
 PATIENCE = {JSON: 10.0, TABLES: 60.0}  # seconds that a body may take
 
 class Gate:
-    """What a worker has taken on: the deadlines of requests, how many of them are `tables`, the records that are `waiting` for the end of a turn of its `loop` and the
-    seconds that each will take, and when the turn began."""
+    "What a worker has taken on: the deadlines of requests, how many are `tables`, the records `waiting` for the end of a turn of its `loop`, and how long that turn is."
     def __init__(self):
-        self.taken, self.tables, self.waiting, self.each, self.draining = {}, 0, [], 0.0, False
+        self.taken, self.tables, self.waiting, self.each, self.draining = {}, 0, [], 0.0, False  # each: seconds that one of those who wait will take
         self.loop, self.turn, self.began, self.used = None, None, 0.0, 0.0
 
     def check(self, now: float, kinds: tuple = JSON):
