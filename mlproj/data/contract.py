@@ -25,7 +25,6 @@ from typing import Annotated
 
 import msgspec
 import numpy as np
-import polars as pl
 import yaml
 
 from ..project import ConfigError, ContractError, DataError, html_table, write_atomic
@@ -145,6 +144,7 @@ _INSTEAD = {r"\w": "write [A-Za-z0-9_]", r"\d": "write [0-9]", r"\s": r"write [ 
 
 def _check_pattern(pattern: str, where: str) -> None:
     "Requests match with Python and tables with Polars: refuse what only one of them understands, or each in its own way."
+    import polars as pl
     def unread(error) -> ConfigError:
         said = re.search(r"^error: (.*)", str(error), re.M)  # where Polars says it, after a drawing of the pattern
         what = f"pattern {pattern!r} is no regular expression for both Python and Polars"
@@ -280,7 +280,7 @@ def _member(self, left: _Part, node, negated: bool) -> _Part:
     values = [self.part(e, left.kind).of(None) for e in listed]
     def of(get):
         x = left.of(get)
-        return (x.is_in(values) if isinstance(x, pl.Expr) else x in values) ^ negated
+        return (x.is_in(values) if hasattr(x, "is_in") else x in values) ^ negated  # a column of Polars, or one value
     return _Part("boolean", of)
 
 _Parser.member = _member
@@ -299,8 +299,9 @@ class Judge:
     columns: dict[str, str]
     of: Callable
 
-    def broken(self) -> pl.Expr:
+    def broken(self) -> "pl.Expr":
         "True in rows that break the rule, False where it is kept or cannot be judged."
+        import polars as pl
         cast = dict(number=pl.Float64, string=pl.String, time=pl.Datetime("us"))  # times without a zone are in UTC
         get = {n: pl.col(n).cast(cast[kind], strict=kind != "time") if kind in cast else pl.col(n)
                for n, kind in self.columns.items()}  # a time beyond microseconds (the year 294247) is not judged
@@ -690,6 +691,7 @@ Contract._repr_html_ = contract_html
 # %% ../../nbs/data/12_contract.ipynb #eb47eb27
 def kind_in_polars(dtype) -> str:
     "The contract's kind of a Polars dtype; its name, where there is none."
+    import polars as pl
     if dtype.is_integer(): return "integer"
     if dtype.is_float() or dtype.is_decimal(): return "number"
     if isinstance(dtype, pl.List | pl.Array) and dtype.inner.is_numeric(): return "vector"
@@ -702,6 +704,7 @@ def fits(kind: str, declared: str) -> bool:
 
 def misfit(contract: Contract, name: str, dtype) -> str:
     "What is wrong with the Polars dtype of a column, None if it is absent; `''` if nothing is."
+    import polars as pl
     if dtype is None: return "is missing from the table"
     c, kind = contract.columns[name], kind_in_polars(dtype)
     if not fits(kind, c.kind): return f"is {kind}, and should be {c.kind}"
@@ -837,6 +840,7 @@ BLOCK = 2**11  # rows that are written side by side while they are in the proces
 def pack(contract: Contract, frame) -> tuple[np.ndarray, np.ndarray]:
     """The features of a Polars frame as the graph's inputs: `numbers` (n, k) float64, missing as NaN, and `strings` (n, m)
     object, missing as `''`. Times are seconds since 1970 (UTC). Raises `ContractError` for a column of another kind."""
+    import polars as pl
     columns, numbers = number_columns(contract, frame), np.empty((frame.height, contract.number_width))
     for first in range(0, frame.height, BLOCK): side_by_side(columns, first, numbers[first:first + BLOCK])
     strings = [pl.col(n).cast(pl.String).fill_null("") for n in contract.strings]
@@ -859,8 +863,9 @@ def side_by_side(columns: list[np.ndarray], first: int, out: np.ndarray) -> None
     ends = np.cumsum([column.shape[1] for column in columns]).tolist()
     for column, end in zip(columns, ends): out[:, end - column.shape[1]:end] = column[first:first + len(out)]
 
-def _number(name: str, dtype) -> pl.Expr:
+def _number(name: str, dtype) -> "pl.Expr":
     "A column as float64; a time as microseconds since 1970, those of nanoseconds rounded as requests are."
+    import polars as pl
     x = pl.col(name).to_physical()
     unit = "D" if dtype == pl.Date else getattr(dtype, "time_unit", "")
     if unit == "ns": x = x//1000 + (x % 1000 >= 500)
@@ -868,8 +873,9 @@ def _number(name: str, dtype) -> pl.Expr:
     return x.fill_null(float("nan"))
 
 # %% ../../nbs/data/12_contract.ipynb #dcf032e3
-def _vectors(series: pl.Series, c: Column) -> np.ndarray:
+def _vectors(series: "pl.Series", c: Column) -> np.ndarray:
     "Vectors as (n, length) float64, NaN where one is missing. Raises `ContractError` naming the first row that has another."
+    import polars as pl
     if series.dtype == pl.Array: series = series.arr.to_list()
     there, given = series.is_not_null().to_numpy(), series.drop_nulls()
     odd = (given.list.len() != c.length).to_numpy()

@@ -18,7 +18,6 @@ from types import SimpleNamespace
 
 import msgspec
 import numpy as np
-import polars as pl
 import yaml
 
 from ..data.contract import MalformedError, RequestReader, example_row, json_schema
@@ -375,8 +374,9 @@ def openapi(contract, task: Task, tag: str) -> Document:
                     components=components)
 
 # %% ../../nbs/serve/32_answer.ipynb #2da020ae
-def records(contract, frame: pl.DataFrame) -> list[dict]:
+def records(contract, frame: "pl.DataFrame") -> list[dict]:
     "Rows as the records of requests, plain JSON values: missing is null, a time is a text in UTC, an infinite number stays one."
+    import polars as pl
     def plain(name: str, dtype):
         column = pl.col(name)
         if dtype.is_float(): return column.fill_nan(None)
@@ -407,7 +407,7 @@ def _numbers(task: Task, answer: dict):
     return [answer["quantiles"][f"{q:g}"] for q in task.quantiles] if task.quantiles else answer["prediction"]
 
 # %% ../../nbs/serve/32_answer.ipynb #f8654750
-def served(bundle: Bundle, frame: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def served(bundle: Bundle, frame: "pl.DataFrame") -> tuple[np.ndarray, np.ndarray]:
     """What the service answers for rows, through its HTTP function: predictions, float32 of the task's shape, and which rows it
     refuses, (n,) bool; their predictions are NaN. Raises `MlprojError` when it fails."""
     fast = Fast(SimpleNamespace(endpoint=Endpoint(bundle, bundle.name)), None)

@@ -11,18 +11,17 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import polars as pl
 
 import mlproj
 from ..project import DataError, MlprojError
 from .bundle import Bundle
-from .score import Scorer, Table
 
 # %% ../../nbs/serve/36_batch.ipynb #b2ab588c
 ROWS, SCORED_AT_ONCE = 1_000_000, 131_072  # most rows of a request; rows of a batch
 
-def read_table(body: bytes, kind: bytes, columns=None) -> pl.DataFrame:
+def read_table(body: bytes, kind: bytes, columns=None) -> "pl.DataFrame":
     "The table in a request's body, an Arrow stream or Parquet; only these `columns`, if there are any of them. Raises `DataError`."
+    import polars as pl
     parquet = kind.endswith(b"parquet")
     try:
         source = pl.scan_parquet(io.BytesIO(body)) if parquet else pl.read_ipc_stream(io.BytesIO(body)).lazy()
@@ -40,8 +39,9 @@ class Batches:
     "Scores tables with one bundle."
     def __init__(self, bundle: Bundle, tag: str): self.bundle, self.tag, self.scorers = bundle, tag, {}
 
-    def scorer(self, frame: pl.DataFrame) -> Scorer:
+    def scorer(self, frame: "pl.DataFrame"):
         "The scorer for tables of these columns. Raises `ContractError` naming the column that is missing or of another type."
+        from mlproj.serve.score import Scorer, Table
         names, columns = tuple(frame.columns), tuple(frame.schema.items())
         if columns not in self.scorers:
             if len(self.scorers) >= SCHEMAS: self.scorers.clear()
@@ -63,12 +63,13 @@ class Batches:
         return _stream(pieces), frame.height, warned
 
 # %% ../../nbs/serve/36_batch.ipynb #58bb9d09
-def _parts(frame: pl.DataFrame):
+def _parts(frame: "pl.DataFrame"):
     "A table in batches, each with the number of its first row; at least one."
     for start in range(0, max(frame.height, 1), SCORED_AT_ONCE): yield start, frame[start:start + SCORED_AT_ONCE]
 
 def _stream(pieces) -> bytes:
     "Scored and refused rows in the order they came, as an Arrow stream that any reader of Arrow knows."
+    import polars as pl
     scored = pl.concat([p.scored for p in pieces])
     refused = pl.concat([p.refused.select("row", "reasons") for p in pieces])
     if refused.height: scored = pl.concat([scored, refused.cast(dict(row=scored.schema["row"]))], how="diagonal").sort("row")

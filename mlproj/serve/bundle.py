@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 from ..data.contract import Contract, contract_from_yaml, contract_yaml, pack
 from ..data.task import Task
@@ -91,13 +90,15 @@ def _check_facts(facts, where) -> None:
 
 def _dtype(task: Task):
     "Polars' dtype of a prediction."
+    import polars as pl
     return pl.Float32 if task.width is None else pl.Array(pl.Float32, task.width)
 
 # %% ../../nbs/serve/30_bundle.ipynb #da35f25c
-def write_bundle(folder, graph: bytes, contract: Contract, profile, golden: pl.DataFrame, facts: dict) -> Path:
+def write_bundle(folder, graph: bytes, contract: Contract, profile, golden: "pl.DataFrame", facts: dict) -> Path:
     """Write a bundle. `facts`: plain JSON values under the keys of `FACTS`, `task` as `asdict` gives it. `golden`: the features,
     `prediction` of the task's shape, and the label if it is known. Raises `RegistryError` when something is missing or the folder
     exists."""
+    import polars as pl
     from mlproj.data.profile import save_profile
     folder = Path(folder)
     _check_facts(facts, folder)
@@ -270,8 +271,9 @@ class Bundle:
                 f"digest {self.digest[:12]})")
 
 # %% ../../nbs/serve/30_bundle.ipynb #04d38057
-def _golden(self) -> pl.DataFrame:
+def _golden(self) -> "pl.DataFrame":
     "The golden rows: features and `prediction`."
+    import polars as pl
     data, where = _read_listed(self.path, "golden.parquet", self.manifest["files"]["golden.parquet"]), self.path/"golden.parquet"
     try: golden = pl.read_parquet(io.BytesIO(data))
     except pl.exceptions.PolarsError: raise RegistryError("is no Parquet table", where, "package the run again") from None
@@ -305,7 +307,7 @@ def _predict(self, numbers: np.ndarray, strings: np.ndarray) -> np.ndarray:
     if not len(numbers): return np.empty((0, *self.task.shape[1:]), np.float32)
     return self.session.run([self.task.output], inputs)[0]
 
-def _predict_frame(self, frame: pl.DataFrame) -> np.ndarray:
+def _predict_frame(self, frame: "pl.DataFrame") -> np.ndarray:
     "Predictions, float32 of the task's shape, for the rows of a Polars frame that has the contract's features."
     return self.predict(*pack(self.contract, frame))
 
