@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUCKETS', 'TOLD', 'JSON', 'TABLES', 'MIB', 'LIMITS', 'DRAIN', 'CLOSE', 'AT_ONCE', 'TABLES_AT_ONCE', 'TURN',
-           'PATIENCE', 'PASSED', 'POLICY', 'logger', 'TOGETHER', 'PROBES', 'TEXTS', 'BATCH', 'problem', 'judged',
+           'PATIENCE', 'PASSED', 'POLICY', 'logger', 'TOGETHER', 'FEW', 'PROBES', 'TEXTS', 'BATCH', 'problem', 'judged',
            'Endpoint', 'Counts', 'HTTPError', 'check_head', 'read_body', 'respond', 'Gate', 'log', 'refusal', 'Fast',
            'guarded', 'prediction_schema', 'Document', 'openapi', 'records', 'served']
 
@@ -151,27 +151,37 @@ class Gate:
         self.check(now, kinds)
         self.taken[request_id] = now + PATIENCE[kinds], self.loop and asyncio.current_task(self.loop)
         self.tables += kinds is TABLES
-    def late(self, now: float) -> bool:
-        "Has this turn of the loop worked for its time, or will it have when those who wait are answered? Time in which the system ran something else is no work."
-        if not self.loop: return False
-        if self.turn is None:
-            self.began = now
-            self.loop.call_soon(self._next_turn)
-        if self.turn is None or now - self.turn > 3*TURN: self.turn, self.used = now, thread_time()
-        owed = len(self.waiting)*self.each
-        return now - self.turn + owed > TURN and thread_time() - self.used + owed > TURN
-    def long(self, now: float) -> bool:
-        "Has the loop not come to its next turn for so long that those who wait for it should have it?"
-        return self.turn is not None and now - self.began > 2*TURN
     def leave(self, request_id: str, kinds: tuple):
         del self.taken[request_id]
         self.tables -= kinds is TABLES
-    def _next_turn(self): self.turn = None
 
     def sweep(self, now: float):
         "Give up requests whose bodies take too long."
         for deadline, task in self.taken.values():
             if now > deadline: task.cancel()
+
+# %% ../../nbs/serve/32_answer.ipynb #7d9040ba
+def _late(self, now: float) -> bool:
+    "Has this turn of the loop worked for its time, or will it have when those who wait are answered? Time in which the system ran something else is no work."
+    if not self.loop: return False
+    if self.turn is None:
+        self.began = now
+        self.loop.call_soon(self._next_turn)
+    if self.turn is None or now - self.turn > 3*TURN: self.turn, self.used = now, thread_time()
+    owed = len(self.waiting)*self.each  # too much where some of them are refused
+    return now - self.turn + owed > TURN and thread_time() - self.used + owed > TURN
+
+def _learn(self, each: float):
+    "One record took so long in the last turn. A single turn that was slow says little."
+    self.each = min(each, max(2*self.each, 1e-4))
+
+def _long(self, now: float) -> bool:
+    "Has the loop not come to its next turn for so long that those who wait for it should have it?"
+    return self.turn is not None and now - self.began > 2*TURN
+
+def _next_turn(self): self.turn = None
+
+Gate.late, Gate.long, Gate.learn, Gate._next_turn = _late, _long, _learn, _next_turn
 
 # %% ../../nbs/serve/32_answer.ipynb #ff5fae64
 PASSED = frozenset(("/", "/docs.json", "/schema.json", "/healthz", "/livez", "/readyz", "/metrics"))  # BentoML's, handed on
@@ -267,7 +277,7 @@ def _last(self, headers: tuple) -> tuple:
 Fast.table, Fast.answer, Fast.predict, Fast.last = _table, _answer, _predict, _last
 
 # %% ../../nbs/serve/32_answer.ipynb #521b8d16
-TOGETHER = 64  # records at most that one run of the graph answers: from there on, more of them would save little and be answered later
+TOGETHER, FEW = 64, 8  # records at most that one run of the graph answers, beyond which little is saved; fewer than so many cost more each than many would
 
 def _take(self, head: dict, body: bytes, started: float, answered):
     """Take on a record that is here already since `started`, head and body: `answered(status, answer, headers)` is called at the end of this turn of the loop, first
@@ -287,12 +297,12 @@ Fast.take = _take
 def _answer_waiting(self):
     "Answer all who wait."
     if not (waiting := self.gate.waiting): return
-    self.gate.waiting, begun = [], thread_time()
+    self.gate.waiting = []
     for *one, record, refused in waiting:
         if refused: self.tell(*one, *refused)
-    good = [(*one, record) for *one, record, refused in waiting if not refused]
+    good, begun = [(*one, record) for *one, record, refused in waiting if not refused], thread_time()
     for i in range(0, len(good), TOGETHER): self.answer_together(good[i:i + TOGETHER])
-    self.gate.each = (thread_time() - begun)/len(waiting)
+    if good: self.gate.learn((thread_time() - begun)/max(len(good), FEW))
 
 def _answer_together(self, waiting: list):
     "Answer records that are good by one run of the graph; if that fails, each by its own."
