@@ -48,12 +48,13 @@ class Endpoint:
         "Status and JSON for the JSON of one record."
         try: record = self.reader.values(body)
         except ContractError as error: return judged(error, request_id)
-        return self.answers([record], [request_id])[0]
+        return self.said(self.predict([record])[0], record[2], request_id)
 
-    def answers(self, records: list, request_ids: list[str]) -> list[tuple[int, bytes]]:
-        "Status and JSON for each record that `reader.values` gave: one run of the graph."
+    def predict(self, records: list):
+        "The graph's output for records that `reader.values` gave, a row for each, from one run."
         rows = self.bundle.predict(*self.reader.inputs(records))
-        return [self.said(row, warnings, request_id) for row, (_, _, warnings), request_id in zip(rows, records, request_ids)]
+        if len(rows) != len(records): raise ValueError(f"the graph gives {len(rows)} rows for {len(records)} records")
+        return rows
 
     def said(self, row, warnings: list, request_id: str) -> tuple[int, bytes]:
         "Status and JSON for a row of the graph's output."
@@ -306,16 +307,21 @@ def _answer_waiting(self):
 
 def _answer_together(self, waiting: list):
     "Answer records that are good by one run of the graph; if that fails, each by its own."
-    ids, *_, records = zip(*waiting)
-    try: said = [(*one, ()) for one in self.service.endpoint.answers(records, ids)]
+    endpoint, rows, failure = self.service.endpoint, [None], None
+    try: rows = endpoint.predict([record for *_, record in waiting])
     except Exception as error:
         if len(waiting) > 1: return [self.answer_together([one]) for one in waiting]
-        said = [refusal(error, ids[0])]
-    for (*one, _), answer in zip(waiting, said): self.tell(*one, *answer)
+        failure = error
+    for (*one, record), row in zip(waiting, rows):
+        try: said = refusal(failure, one[0]) if failure else (*endpoint.said(row, record[2], one[0]), ())
+        except Exception as error: said = refusal(error, one[0])
+        self.tell(*one, *said)
 
 def _tell(self, request_id: str, started: float, answered, status: int, answer: bytes, headers: tuple):
+    "Count an answer and hand it over; a connection on which that fails is not to cost the others theirs."
     self.service.endpoint.counts.add(status, perf_counter() - started, int(status == 200), request_id)
-    answered(status, answer, self.last(headers))
+    try: answered(status, answer, self.last(headers))
+    except Exception as error: log(logging.ERROR, "not sent", request_id=request_id, type=type(error).__name__)
 
 Fast.answer_waiting, Fast.answer_together, Fast.tell = _answer_waiting, _answer_together, _tell
 

@@ -124,14 +124,18 @@ class TableProcess:
     def start(self):
         "Start another process, of the same code, and a file that both have."
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(Path(mlproj.__file__).parents[1]), *sys.path]))
-        self.file = memory_file()
-        command = [sys.executable, "-c", "from mlproj.serve.batch import main; main()", str(self.file)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, pass_fds=[self.file])
+        file = memory_file()
+        command = [sys.executable, "-c", "from mlproj.serve.batch import main; main()", str(file)]
+        try: self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, pass_fds=[file])
+        except OSError:
+            os.close(file)
+            raise
+        self.file = file
 
     def stop(self):
         if self.process is None: return
         self.process.kill()
-        with self.process: pass  # closes the pipes and waits
+        with suppress(OSError), self.process: pass  # closes the pipes and waits; what is left in them goes nowhere
         os.close(self.file)
         self.process = None
 
@@ -140,10 +144,14 @@ class TableProcess:
         if self.process is None or self.process.poll() is not None:
             self.stop()
             self.start()
-        timer = threading.Timer(SECONDS, self.process.kill)
+        timer, about = threading.Timer(SECONDS, lambda: self.process.kill()), dict(path=str(path), tag=tag, kind=kind.decode())
         timer.start()
         try:
-            _send(self.process.stdin, self.file, dict(path=str(path), tag=tag, kind=kind.decode()), body)
+            try: _send(self.process.stdin, self.file, about, body)
+            except OSError:  # the process ended before it had this table
+                self.stop()
+                self.start()
+                _send(self.process.stdin, self.file, about, body)
             head, answer = _receive(self.process.stdout, self.file)
         except (OSError, EOFError):
             self.stop()
