@@ -98,6 +98,9 @@ def _go_on(self):
     self.flow.resume_reading()
     self.data_received(rest)
 
+Direct.data_received, Direct.go_on = _data_received, _go_on
+
+# %% ../../nbs/serve/33_direct.ipynb #725809ac
 def _give_up(self):
     "Hand over the request that has not ended, if there is one."
     if self.body is None: return
@@ -124,7 +127,7 @@ def _connection_lost(self, exc):
     self.taken()
     super(Direct, self).connection_lost(exc)
 
-Direct.data_received, Direct.go_on, Direct.give_up, Direct.send_400_response = _data_received, _go_on, _give_up, _send_400_response
+Direct.give_up, Direct.send_400_response = _give_up, _send_400_response
 Direct.handle_websocket_upgrade, Direct.shutdown, Direct.connection_lost = _handle_websocket_upgrade, _shutdown, _connection_lost
 
 def go_direct(config: Config, fast: Fast):
