@@ -139,24 +139,27 @@ class TableProcess:
         os.close(self.file)
         self.process = None
 
-    def score(self, path: Path, tag: str, body: bytes, kind: bytes) -> tuple[bytes, int, dict[str, int]]:
-        "What `Batches.score` gives with the bundle at `path`. Raises as it does, and `DataError` for a table that its reader died of."
-        if self.process is None or self.process.poll() is not None:
+# %% ../../nbs/serve/36_batch.ipynb #2645a134
+def _score(self, path: Path, tag: str, body: bytes, kind: bytes) -> tuple[bytes, int, dict[str, int]]:
+    "What `Batches.score` gives with the bundle at `path`. Raises as it does, and `DataError` for a table that its reader died of."
+    if self.process is None or self.process.poll() is not None:
+        self.stop()
+        self.start()
+    timer, about = threading.Timer(SECONDS, lambda: self.process.kill()), dict(path=str(path), tag=tag, kind=kind.decode())
+    timer.start()
+    try:
+        try: _send(self.process.stdin, self.file, about, body)
+        except OSError:  # the process ended before it had this table
             self.stop()
             self.start()
-        timer, about = threading.Timer(SECONDS, lambda: self.process.kill()), dict(path=str(path), tag=tag, kind=kind.decode())
-        timer.start()
-        try:
-            try: _send(self.process.stdin, self.file, about, body)
-            except OSError:  # the process ended before it had this table
-                self.stop()
-                self.start()
-                _send(self.process.stdin, self.file, about, body)
-            head, answer = _receive(self.process.stdout, self.file)
-        except (OSError, EOFError):
-            self.stop()
-            raise DataError(f"could not be read or scored within {SECONDS:g} seconds and the memory there is", "table",
-                            "see whether another program reads it; send it in parts") from None
-        finally: timer.cancel()
-        if "what" in head: raise DataError(head["what"], head["where"], head["hint"])
-        return answer, head["rows"], head["warned"]
+            _send(self.process.stdin, self.file, about, body)
+        head, answer = _receive(self.process.stdout, self.file)
+    except (OSError, EOFError):
+        self.stop()
+        raise DataError(f"could not be read or scored within {SECONDS:g} seconds and the memory there is", "table",
+                        "see whether another program reads it; send it in parts") from None
+    finally: timer.cancel()
+    if "what" in head: raise DataError(head["what"], head["where"], head["hint"])
+    return answer, head["rows"], head["warned"]
+
+TableProcess.score = _score
