@@ -165,10 +165,8 @@ class Gate:
 def _late(self, now: float) -> bool:
     "Has this turn of the loop worked for its time, or will it have when those who wait are answered? Time in which the system ran something else is no work."
     if not self.loop: return False
-    if self.turn is None:
-        self.began = now
-        self.loop.call_soon(self._next_turn)
-    if self.turn is None or now - self.turn > 3*TURN: self.turn, self.used = now, thread_time()
+    self.begin(now)
+    if now - self.turn > 3*TURN: self.turn, self.used = now, thread_time()
     owed = len(self.waiting)*self.each  # too much where some of them are refused
     return now - self.turn + owed > TURN and thread_time() - self.used + owed > TURN
 
@@ -178,11 +176,20 @@ def _learn(self, each: float):
 
 def _long(self, now: float) -> bool:
     "Has the loop not come to its next turn for so long that those who wait for it should have it?"
-    return self.turn is not None and now - self.began > 2*TURN
+    if not self.loop: return False
+    self.begin(now)
+    return now - self.began > 2*TURN
+
+def _begin(self, now: float):
+    "A turn has begun, if none has."
+    if self.turn is not None: return
+    self.loop.call_soon(self._next_turn)
+    self.began = self.turn = now
+    self.used = thread_time()
 
 def _next_turn(self): self.turn = None
 
-Gate.late, Gate.long, Gate.learn, Gate._next_turn = _late, _long, _learn, _next_turn
+Gate.late, Gate.learn, Gate.long, Gate.begin, Gate._next_turn = _late, _learn, _long, _begin, _next_turn
 
 # %% ../../nbs/serve/32_answer.ipynb #ff5fae64
 PASSED = frozenset(("/", "/docs.json", "/schema.json", "/healthz", "/livez", "/readyz", "/metrics"))  # BentoML's, handed on
