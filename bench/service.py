@@ -5,6 +5,7 @@
     … overload [SECONDS 5] [rows|tables]   answered and refused at ever more connections, and how long until normal afterwards
     … soak MINUTES                      memory and open files under steady good, bad, torn and batch requests: a line every 10 s, then the slope
     … promote N                         promotions between two versions under load: failed requests, and when the last old answer came
+    … cold [ROUNDS 5]                   from the start of `bentoml serve` to ready, beside a service of BentoML that does nothing (limit)
     … kill                              kill -9 of a worker, SIGTERM of the server, under load: requests lost, time back
 
 `PEERS_HOME` is where the peers were set up (their README.md: environments `base`, `bento`, `mlflow`, data.py, and model.py with each); their scripts and
@@ -35,6 +36,13 @@ OURS = """import os
 for name in [n for n in os.environ if n.startswith(("MLPROJ_", "BENTOML_", "PROMETHEUS_"))]: del os.environ[name]
 os.environ.update({environment})
 os.execv({python!r}, [{python!r}, "-m", "bentoml", "serve", "mlproj.serve.service:Predictor", "--host", "127.0.0.1", "--port", os.environ["PORT"]])
+"""
+
+EMPTY = """import bentoml
+@bentoml.service
+class Empty:
+    @bentoml.api
+    def predict(self, x: float) -> float: return x
 """
 
 def make_registry(folder: Path):
@@ -355,6 +363,21 @@ def promote(n: int) -> None:
         print("memory: " + ", ".join(f"{name} {before[name][0]:.1f} to {size:.1f} MB" for name, (size, _) in after.items() if name in before))
     with service() as server: run(under_load(server))
 
+def cold(rounds: int = 5) -> None:
+    times = {}
+    with tempfile.TemporaryDirectory() as tmp:
+        make_registry(folder := Path(tmp))
+        one = ours(folder)
+        (folder/"empty.py").write_text(EMPTY)
+        (folder/"nothing.py").write_text(one["path"].read_text().replace("mlproj.serve.service:Predictor", "empty:Empty").replace(str(ROOT), str(folder)))
+        contenders = {"`bentoml serve` of a service that does nothing (limit)": one | dict(name="nothing", path=folder/"nothing.py"), one["label"]: one}
+        for _ in range(rounds):
+            for label, contender in contenders.items():
+                begun = perf_counter()
+                with launched(contender, folder): times.setdefault(label, []).append(perf_counter() - begun)
+    limit = statistics.median(times[next(iter(contenders))])
+    table(["to ready", "s: median", "all", "of the limit"], [[label, f"{statistics.median(t):.2f}", ", ".join(f"{s:.2f}" for s in sorted(t)), f"{statistics.median(t)/limit:.2f}"] for label, t in times.items()])
+
 def kill() -> None:
     async def killed(server, pid, sign, leave):
         ready, unready, exited = request(method="GET", path="/readyz"), [], None
@@ -385,4 +408,4 @@ def kill() -> None:
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:] or ["beside"]
     number = lambda text: text if text.isalpha() else int(text) if text.isdigit() else float(text)
-    dict(beside=beside, batch=batch, overload=overload, soak=soak, promote=promote, kill=kill)[name](*map(number, arguments))
+    dict(beside=beside, batch=batch, overload=overload, soak=soak, promote=promote, cold=cold, kill=kill)[name](*map(number, arguments))

@@ -145,7 +145,7 @@ def _score(self, path: Path, tag: str, body: bytes, kind: bytes) -> tuple[bytes,
     if self.process is None or self.process.poll() is not None:
         self.stop()
         self.start()
-    timer, about = threading.Timer(SECONDS, lambda: self.process.kill()), dict(path=str(path), tag=tag, kind=kind.decode())
+    timer, about = threading.Timer(SECONDS, lambda: self.process and self.process.kill()), dict(path=str(path), tag=tag, kind=kind.decode())
     timer.start()
     try:
         try: _send(self.process.stdin, self.file, about, body)
