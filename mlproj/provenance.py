@@ -7,7 +7,7 @@ __all__ = ['HOOKS', 'ONE', 'ALL', 'EMPTY', 'State', 'look', 'Pending', 'gpu_name
            'checkout']
 
 # %% ../nbs/05_provenance.ipynb #ee2a6e7f
-import json, os, shutil, tempfile
+import fcntl, json, os, shutil, tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -173,6 +173,15 @@ def _recorded(run_path) -> dict:
     return facts["git"]
 
 @contextmanager
+def _alone(root):
+    "One at a time: git reads the entries of other worktrees, also those that are only half written."
+    fd = os.open(Path(root, _git(root, "rev-parse", "--git-common-dir").decode().strip())/"mlproj-worktrees.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally: os.close(fd)
+
+@contextmanager
 def checkout(run_path, root, folder):
     "The code of a run in `folder`, new or empty: yields the project's root in it. Raises `MlprojError` when that code cannot be had again."
     recorded, folder = _recorded(run_path), Path(folder).resolve()
@@ -180,13 +189,15 @@ def checkout(run_path, root, folder):
     if folder.exists() and any(folder.iterdir()): raise MlprojError("the folder is not empty", folder, "name a new one")
     _has_commit(root, commit, where)
     try:
-        if commit: _git(root, "-c", "core.hooksPath=/dev/null", "worktree", "add", "--quiet", "--force", "--detach", str(folder), commit)
+        if commit:
+            with _alone(root): _git(root, "-c", "core.hooksPath=/dev/null", "worktree", "add", "--quiet", "--force", "--detach", str(folder), commit)
         else: _git(root, "-c", "init.templateDir=", "init", "--quiet", str(folder))
         _restore(Path(run_path), Path(_git(root, "rev-parse", "--show-toplevel").decode().strip()), folder, recorded)
         yield folder/recorded["prefix"]
     finally:
-        try: _git(root, "worktree", "remove", "--force", "--force", str(folder))
-        except MlprojError: pass  # it was never registered, or its folder is damaged
+        try:
+            with _alone(root): _git(root, "worktree", "remove", "--force", "--force", str(folder))
+        except (MlprojError, OSError): pass  # it was never registered, or its folder is damaged
         shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/05_provenance.ipynb #167d5206
