@@ -136,7 +136,7 @@ def test_the_bento_includes_every_module_that_the_service_imports():
 
 def test_the_bento_installs_every_package_that_the_service_imports():
     distributions = packages_distributions()
-    outside = {name.partition(".")[0] for name in closure("mlproj.serve.service", everywhere=False) - PATHS.keys()} - set(sys.stdlib_module_names)
+    outside = {name.partition(".")[0] for start in ("mlproj.serve.service", "mlproj.serve.score") for name in closure(start, everywhere=False) - PATHS.keys()} - set(sys.stdlib_module_names)
     assert {"bentoml", "polars"} <= outside
     missing = {name for name in outside if not locked() & set(map(canonicalize_name, distributions[name]))}
     assert not missing, "add them to the roots below, and their trees to bentofile.yaml"
