@@ -30,8 +30,11 @@ class Direct(HttpToolsProtocol):
 
     def on_headers_complete(self):
         if (self.url == b"/predict" and self.alone and self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1" and not self.expect_100_continue
-                and not self.parser.should_upgrade() and not self.flow.write_paused and (self.cycle is None or self.cycle.response_complete)): self.body, self.began = b"", perf_counter()
+                and not self.parser.should_upgrade() and not self.flow.write_paused and self.idle): self.body, self.began = b"", perf_counter()
         else: self.hand_over()
+
+    @property
+    def idle(self) -> bool: return self.cycle is None or self.cycle.response_complete  # no answer of uvicorn's is being made
 
     def hand_over(self):
         "Let uvicorn make its task, of the request as far as it is read."
@@ -61,7 +64,7 @@ def _answered(self, keep: bool, status: int, answer: bytes, headers: tuple):
     lines = (*self.server_state.default_headers, (b"content-type", JSON[0]), (b"content-length", b"%d" % len(answer)), *headers)
     self.transport.write(b"".join([STATUS_LINE[status], *(b"%b: %b\r\n" % line for line in lines), b"\r\n", answer]))
     if CLOSE in headers: self.transport.close()
-    if self.cycle is None or self.cycle.response_complete: self.on_response_complete()
+    if self.idle: self.on_response_complete()
     else: self.server_state.total_requests += 1
     if self.rest: self.flow.pause_reading()
 
@@ -84,7 +87,7 @@ def _data_received(self, data: bytes):
             self.rest = data[at:]
             self.flow.pause_reading()
             return self.loop.call_soon(self.go_on)
-        piece = data[at:at + PIECE] if self.cycle is None or self.cycle.response_complete else data[at:]
+        piece = data[at:at + PIECE] if self.idle else data[at:]
         super(Direct, self).data_received(piece)
         at += len(piece)
     if self.body is None: return
