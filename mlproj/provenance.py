@@ -8,7 +8,7 @@ __all__ = ['HOOKS', 'ONE', 'ALL', 'EMPTY', 'State', 'look', 'Pending', 'gpu_name
 
 # %% ../nbs/05_provenance.ipynb #ee2a6e7f
 import fcntl, json, os, shutil, tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -174,10 +174,10 @@ def _recorded(run_path) -> dict:
 
 @contextmanager
 def _alone(root):
-    "One at a time: git reads the entries of other worktrees, also those that are only half written."
-    fd = os.open(Path(root, _git(root, "rev-parse", "--git-common-dir").decode().strip())/"mlproj-worktrees.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    "One at a time: git reads the entries of other worktrees, also those that are only half written. The lock is on git's folder itself: nothing is left there."
+    fd = os.open(Path(root, _git(root, "rev-parse", "--git-common-dir").decode().strip()), os.O_RDONLY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        with suppress(OSError): fcntl.flock(fd, fcntl.LOCK_EX)  # a network's file system may not lock folders
         yield
     finally: os.close(fd)
 
