@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
 import numpy as np
@@ -179,22 +180,30 @@ def test_more_tables_than_there_is_room_for_are_refused_at_once(server):
     assert server.predict(ROW).status_code == 200 and metric(server, "mlproj_in_flight") <= 1
 
 
-def test_bodies_that_do_not_come_are_given_up_and_bounded(server):
+def test_heads_and_bodies_that_do_not_come_are_given_up_and_bounded(server):
     head = b"POST /predict HTTP/1.1\r\nhost: here\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n"
-    def opened():
-        s = socket.create_connection(("127.0.0.1", server.port))
-        s.sendall(head + b"{")
+    def opened(sent):
+        s = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+        s.sendall(sent)
         return s
-    before, slow = metric(server, "mlproj_in_flight"), [opened() for _ in range(520)]
+    before, silent, begun, slow = metric(server, "mlproj_in_flight"), opened(b""), opened(head[:40]), [opened(head + b"{") for _ in range(520)]
     try:
         until(lambda: server.predict(ROW).status_code == 503)
         assert server.predict(ROW).headers["retry-after"] == "1"
-        slow[0].settimeout(20)
-        assert slow[0].recv(100).startswith(b"HTTP/1.1 408")  # after ten seconds
+        assert silent.recv(100) == b"" and begun.recv(100).startswith(b"HTTP/1.1 408") and slow[0].recv(100).startswith(b"HTTP/1.1 408")  # after ten seconds
         until(lambda: server.predict(ROW).status_code == 200)
     finally:
-        for s in slow: s.close()
+        for s in (silent, begun, *slow): s.close()
     until(lambda: metric(server, "mlproj_in_flight") <= before)
+
+
+def test_a_head_that_has_no_end_is_refused(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as s:
+        with suppress(ConnectionError):
+            s.sendall(b"GET /healthz HTTP/1.1\r\nx: ")
+            for _ in range(256): s.sendall(b"x"*2**16)
+            pytest.fail("16 MiB of one header were read")
+    assert server.predict(ROW).status_code == 200
 
 
 def test_a_client_that_goes_away_leaves_nothing_behind(server):

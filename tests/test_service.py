@@ -229,7 +229,7 @@ def test_openapi_is_the_contract(server, bundle):
     assert list(record["properties"]) == list(bundle.contract.features) == record["required"] and record["additionalProperties"] is False
     assert record["properties"]["n1"]["type"] == ["number", "null"] and record["properties"]["s0"]["enum"] == ["EWR", "JFK", "LGA"]
     post = document["paths"]["/predict"]["post"]
-    assert set(post["responses"]) == {"200", "400", "401", "408", "413", "415", "422", "503"}
+    assert set(post["responses"]) == {"200", "400", "401", "408", "413", "415", "422", "431", "503"}
     example = post["requestBody"]["content"]["application/json"]["example"]
     answer = server.predict(example)
     assert answer.status_code == 200 and answer.json()["warnings"] == []

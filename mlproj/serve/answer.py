@@ -138,9 +138,9 @@ AT_ONCE, TABLES_AT_ONCE, TURN = 512, 3, 0.05  # requests taken on; tables among 
 PATIENCE = {JSON: 10.0, TABLES: 60.0}  # seconds that a body may take
 
 class Gate:
-    "What a worker has taken on: the deadlines of requests, how many are `tables`, the records `waiting` for the end of a turn of its `loop`, and how long that turn is."
+    "What a worker has taken on: the deadlines of requests and of connections' `heads`, how many are `tables`, the records `waiting` for the end of a turn of its `loop`, and how long that turn is."
     def __init__(self):
-        self.taken, self.tables, self.waiting, self.each, self.draining = {}, 0, [], 0.0, False  # each: seconds that one of those who wait will take
+        self.taken, self.heads, self.tables, self.waiting, self.each, self.draining = {}, {}, 0, [], 0.0, False  # each: seconds that one of those who wait will take
         self.loop, self.turn, self.began, self.used = None, None, 0.0, 0.0
 
     def check(self, now: float, kinds: tuple = JSON):
@@ -157,9 +157,10 @@ class Gate:
         self.tables -= kinds is TABLES
 
     def sweep(self, now: float):
-        "Give up requests whose bodies take too long."
+        "Give up requests whose bodies take too long, and connections whose heads do."
         for deadline, task in self.taken.values():
             if now > deadline: task.cancel()
+        for connection in [c for c, deadline in self.heads.items() if now > deadline]: connection.late()
 
 # %% ../../nbs/serve/32_answer.ipynb #7d9040ba
 def _late(self, now: float) -> bool:
@@ -338,7 +339,7 @@ Fast.answer_waiting, Fast.answer_together, Fast.tell = _answer_waiting, _answer_
 PROBES = {"/healthz": "The process lives", "/livez": "The process lives", "/readyz": "The service can answer",
           "/metrics": "Prometheus metrics"}
 TEXTS = {400: "Not JSON", 401: "API key missing or wrong", 408: "Body took too long", 413: "Body too long", 415: "Another content type",
-         422: "Breaks the contract; names the field", 503: "Too much at once; Retry-After says when to try again"}
+         422: "Breaks the contract; names the field", 431: "Head too long", 503: "Too much at once; Retry-After says when to try again"}
 
 BATCH = ("A table with the columns of a record, as an Arrow stream or Parquet. Rows that the contract refuses have `reasons` "
          "instead of a prediction; a table without the columns of the contract is refused as a whole.")

@@ -308,7 +308,7 @@ class Predictor:
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(server, uvicorn.Server):  # not in a test of the application alone
             drain_on_sigterm(server, self.bento_service.fast, drain_seconds())
-            if not self.bento_service.traced: go_direct(server.config, self.bento_service.fast)
+            go_direct(server.config, self.bento_service.fast, alone=not self.bento_service.traced)
             self.bento_service.beside.append(asyncio.create_task(let_all_in(server)))
         gc.collect(); gc.freeze()
 
