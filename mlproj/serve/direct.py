@@ -13,7 +13,7 @@ from time import perf_counter
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from .answer import CLOSE, JSON, PATIENCE, Fast, HTTPError, refusal
+from .answer import CLOSE, JSON, PATIENCE, TABLES, Fast, HTTPError, refusal
 
 # %% ../../nbs/serve/33_direct.ipynb #580982d8
 SOON, SHORT, PIECE = 0.005, 64*1024, 8*1024  # seconds for the rest of a request; bytes of a body that are kept for so long, and that are read at once
@@ -131,6 +131,17 @@ def _end(self, error: HTTPError):
 
 Direct.connection_made, Direct.owe, Direct.late, Direct.end = _connection_made, _owe, _late, _end
 
+# %% ../../nbs/serve/33_direct.ipynb #6b0cabcf
+def _pause_writing(self):
+    super(Direct, self).pause_writing()
+    self.fast.gate.unread[self] = perf_counter() + PATIENCE[TABLES]
+
+def _resume_writing(self):
+    super(Direct, self).resume_writing()
+    self.fast.gate.unread.pop(self, None)
+
+Direct.pause_writing, Direct.resume_writing = _pause_writing, _resume_writing
+
 # %% ../../nbs/serve/33_direct.ipynb #e8cbb3b7
 def _give_up(self):
     "Hand over the request that has not ended, if there is one."
@@ -155,7 +166,7 @@ def _shutdown(self):
     super(Direct, self).shutdown()
 
 def _connection_lost(self, exc):
-    self.fast.gate.heads.pop(self, None)
+    for deadlines in (self.fast.gate.heads, self.fast.gate.unread): deadlines.pop(self, None)
     self.taken()
     super(Direct, self).connection_lost(exc)
 
