@@ -35,7 +35,7 @@ WORKERS = int(os.environ.get("WORKERS", 1))
 OURS = """import os
 for name in [n for n in os.environ if n.startswith(("MLPROJ_", "BENTOML_", "PROMETHEUS_"))]: del os.environ[name]
 os.environ.update({environment})
-os.execv({python!r}, [{python!r}, "-m", "bentoml", "serve", "mlproj.serve.service:Predictor", "--host", "127.0.0.1", "--port", os.environ["PORT"]])
+os.execv({python!r}, [{python!r}, "-m", "bentoml", "serve", "{target}", "--host", "127.0.0.1", "--port", os.environ["PORT"]])
 """
 
 EMPTY = """import bentoml
@@ -56,12 +56,12 @@ def make_registry(folder: Path):
     registry.promote(tags[0])
     return registry, tags
 
-def ours(folder: Path) -> dict:
-    "Our service as a contender of the peers' runner."
-    environment = dict(BENTOML_HOME=str(folder/"home"), PYTHONPATH=str(ROOT), NO_COLOR="1")
+def ours(folder: Path, name: str = "mlproj", target: str = "mlproj.serve.service:Predictor", label: str = "**mlproj, `bentoml serve`**") -> dict:
+    "Our service, or another `target` of BentoML's that is in `folder`, as a contender of the peers' runner."
+    environment = dict(BENTOML_HOME=str(folder/"home"), PYTHONPATH=f"{ROOT}:{folder}", NO_COLOR="1")
     if WORKERS > 1: environment["BENTOML_CONFIG_OPTIONS"] = f"services.Predictor.workers={WORKERS}"
-    (folder/"ours.py").write_text(OURS.format(environment=environment, python=sys.executable))
-    return dict(name="mlproj", path=folder/"ours.py", env=sys.prefix, kind="ours", label="**mlproj, `bentoml serve`**")
+    (folder/f"serve_{name}.py").write_text(OURS.format(environment=environment, python=sys.executable, target=target))
+    return dict(name=name, path=folder/f"serve_{name}.py", env=sys.prefix, kind="ours", label=label)
 
 def ask(port: int, path: str, body: bytes | None = None, kind: str = "application/json") -> tuple[int, bytes]:
     "Status and body of an answer; status 0: nobody is there."
@@ -367,15 +367,12 @@ def cold(rounds: int = 5) -> None:
     times = {}
     with tempfile.TemporaryDirectory() as tmp:
         make_registry(folder := Path(tmp))
-        one = ours(folder)
         (folder/"empty.py").write_text(EMPTY)
-        (folder/"nothing.py").write_text(one["path"].read_text().replace("mlproj.serve.service:Predictor", "empty:Empty").replace(str(ROOT), str(folder)))
-        contenders = {"`bentoml serve` of a service that does nothing (limit)": one | dict(name="nothing", path=folder/"nothing.py"), one["label"]: one}
-        for _ in range(rounds):
-            for label, contender in contenders.items():
-                begun = perf_counter()
-                with launched(contender, folder): times.setdefault(label, []).append(perf_counter() - begun)
-    limit = statistics.median(times[next(iter(contenders))])
+        contenders = [ours(folder, "nothing", "empty:Empty", "`bentoml serve` of a service that does nothing (limit)"), ours(folder)]
+        for _, contender in itertools.product(range(rounds), contenders):
+            begun = perf_counter()
+            with launched(contender, folder): times.setdefault(contender["label"], []).append(perf_counter() - begun)
+    limit = statistics.median(times[contenders[0]["label"]])
     table(["to ready", "s: median", "all", "of the limit"], [[label, f"{statistics.median(t):.2f}", ", ".join(f"{s:.2f}" for s in sorted(t)), f"{statistics.median(t)/limit:.2f}"] for label, t in times.items()])
 
 def kill() -> None:
