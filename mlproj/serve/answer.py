@@ -165,9 +165,9 @@ class Gate:
         "Give up requests whose bodies take too long, and connections whose heads do, or the reading of their answers."
         for deadline, task in self.taken.values():
             if now > deadline: task.cancel()
-        late = lambda deadlines: [connection for connection, deadline in deadlines.items() if now > deadline]
-        for connection in late(self.heads): connection.late()
-        for connection in late(self.unread): connection.transport.abort()
+        over = lambda deadlines: [connection for connection, deadline in deadlines.items() if now > deadline]
+        for connection in over(self.heads): connection.late()
+        for connection in over(self.unread): connection.transport.abort()
 
 # %% ../../nbs/serve/32_answer.ipynb #7d9040ba
 def _late(self, now: float) -> bool:
@@ -345,7 +345,7 @@ Fast.answer_waiting, Fast.answer_together, Fast.tell = _answer_waiting, _answer_
 # %% ../../nbs/serve/32_answer.ipynb #2e872c6c
 PROBES = {"/healthz": "The process lives", "/livez": "The process lives", "/readyz": "The service can answer",
           "/metrics": "Prometheus metrics"}
-TEXTS = {400: "Not JSON", 401: "API key missing or wrong", 408: "Body took too long", 413: "Body too long", 415: "Another content type",
+TEXTS = {400: "Not JSON", 401: "API key missing or wrong", 408: "Head or body took too long", 413: "Body too long", 415: "Another content type",
          422: "Breaks the contract; names the field", 431: "Head too long", 503: "Too much at once; Retry-After says when to try again"}
 
 BATCH = ("A table with the columns of a record, as an Arrow stream or Parquet. Rows that the contract refuses have `reasons` "
